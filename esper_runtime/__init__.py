@@ -10,12 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper_runtime.kasmina import wrap
-    from esper_runtime.tolaria import Grower, Trainer, load
+    from esper_runtime.tolaria import Grower, Trainer, huggingface_callback, lightning_callback, load
 
 __version__ = "0.1.0"
-__all__ = ["Grower", "Trainer", "__version__", "load", "wrap"]
+__all__ = [
+    "Grower",
+    "Trainer",
+    "__version__",
+    "huggingface_callback",
+    "lightning_callback",
+    "load",
+    "wrap",
+]
 
-_HOMES = {"wrap": "kasmina", "Grower": "tolaria", "Trainer": "tolaria", "load": "tolaria"}
+_HOMES = {
+    "wrap": "kasmina",
+    "Grower": "tolaria",
+    "Trainer": "tolaria",
+    "huggingface_callback": "tolaria",
+    "lightning_callback": "tolaria",
+    "load": "tolaria",
+}
 
 
 def __getattr__(name: str) -> Any:

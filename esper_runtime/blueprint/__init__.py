@@ -4,6 +4,7 @@ A graph of at most 32 operators is data; `esper_runtime.blueprint.builder`, the 
 torch, makes it a module whose output is exactly zero at birth.
 """
 
+from esper_runtime.blueprint.absorbable import unabsorbable
 from esper_runtime.blueprint.canonical import canonical_id
 from esper_runtime.blueprint.catalogue import catalogue
 from esper_runtime.blueprint.checks import validate
@@ -24,5 +25,6 @@ __all__ = [
     "load_blueprint",
     "misfit",
     "parse_blueprint",
+    "unabsorbable",
     "validate",
 ]

@@ -12,11 +12,15 @@ from esper_runtime import __version__
 from esper_runtime.cli.bench import bench
 from esper_runtime.cli.models import blueprint, slots
 from esper_runtime.cli.records import explain, export, report, runs, verify
+from esper_runtime.cli.replay import replay
+from esper_runtime.cli.steering import pause_growth, pin, resume_growth, status, stop, unlock, veto
+from esper_runtime.cli.tamiyo import tamiyo
 from esper_runtime.cli.train import run
-from esper_runtime.contracts import EsperError, InputError
+from esper_runtime.contracts import EsperError, InputError, PeerLostError
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
+EXIT_PEER_LOST = 76
 
 
 class InOrder(click.Group):
@@ -40,7 +44,9 @@ def esper() -> None:
     """
 
 
-for _command in (run, runs, slots, blueprint, report, verify, explain, export, bench):
+for _command in (run, runs, slots, blueprint, report, verify, explain, replay, export, tamiyo, bench):
+    esper.add_command(_command)
+for _command in (status, stop, pause_growth, resume_growth, pin, veto, unlock):
     esper.add_command(_command)
 
 
@@ -49,7 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(invoke(sys.argv[1:] if arguments is None else list(arguments)))
+    code = invoke(sys.argv[1:] if arguments is None else list(arguments))
+    if code == EXIT_PEER_LOST:  # threads that still wait for the lost rank would abort an orderly exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -63,6 +74,9 @@ def invoke(arguments: list[str]) -> int:
     except click.Abort:
         click.echo("stopped", err=True)
         return 130
+    except PeerLostError as error:
+        click.echo(f"esper: {error}", err=True)
+        return EXIT_PEER_LOST
     except EsperError as error:
         click.echo(f"esper: {error}", err=True)
         return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from esper_runtime.cli.output import notice, output_option, print_json, table
-from esper_runtime.contracts import InputError, JournalError
+from esper_runtime.contracts import InputError, JournalError, OutputFormat
 from esper_runtime.local import DEFAULT_RUNS, RunFolder, find_run, list_runs
 from esper_runtime.nissa import (
     RunState,
@@ -185,22 +185,27 @@ def verify(run: str, runs_dir: Path, output: str) -> int:
 @click.command(
     epilog="""\b
 Examples:
-  esper export mnist1d --format torch
-  esper export mnist1d --format torch-export --to /tmp/model"""
+  esper export mnist1d
+  esper export mnist1d --format onnx --to /tmp/model"""
 )
 @click.argument("run")
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["torch", "torch-export"]),
-    default="torch",
+    type=click.Choice([kind.value for kind in OutputFormat]),
+    default=OutputFormat.TORCH.value,
     show_default=True,
-    help="torch: weights as safetensors with the architecture as JSON; torch-export: a .pt2 program.",
+    help="torch: a Python module and weights that need no Esper; safetensors: what esper_runtime.load reads; "
+    "torch-export: a .pt2 program; onnx: an .onnx file.",
 )
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: export/ in the run]")
+@click.option("--absorb", is_flag=True, help="First merge seeds into the host's layers where that is exact.")
 @runs_dir_option
-def export(run: str, kind: str, to: Path | None, runs_dir: Path) -> None:
-    """Write the model of a complete RUN for other programs."""
+def export(run: str, kind: str, to: Path | None, absorb: bool, runs_dir: Path) -> None:
+    """Write the model of a complete RUN for other programs.
+
+    What is written was loaded again and gave the model's outputs, at two batch sizes.
+    """
     from esper_runtime.local import export_run
 
     folder = find_run(run, runs_dir)
@@ -210,5 +215,10 @@ def export(run: str, kind: str, to: Path | None, runs_dir: Path) -> None:
             f"run {run!r} is {summary.state} at step {summary.step} of {summary.total_steps}; "
             f"only a complete run has a model to export (`esper run {folder.manifest}` goes on with it)"
         )
-    for path in export_run(folder, kind, to or folder.path / "export"):
+    exported = export_run(folder, OutputFormat(kind), str(to or folder.path / "export"), absorb)
+    for path in exported.files:
         click.echo(path)
+    for seed, reason in exported.not_absorbed.items():
+        notice(f"seed {seed} stays beside the host: {reason}")
+    if exported.difference is not None:
+        notice(f"largest difference to the model's outputs: {exported.difference:.2e}")

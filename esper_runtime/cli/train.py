@@ -1,5 +1,6 @@
 """`esper run`: train what a manifest describes, or show what it would be."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from esper_runtime.cli.models import print_slots, slots_data
 from esper_runtime.cli.output import notice, output_option, print_json, table
 from esper_runtime.cli.records import run_data, runs_dir_option
 from esper_runtime.contracts import InputError, load_run, notices
-from esper_runtime.local import find_run
+from esper_runtime.local import SUPERVISED, find_run
 from esper_runtime.nissa import count, duration, macs, read_journal, summarise
 
 if TYPE_CHECKING:
@@ -35,20 +36,40 @@ Exit codes: 0 done, 1 the run failed, 2 wrong input, 75 interrupted with a check
     help="Afterwards train the ungrown host and plain models of the final size, learning rates tuned.",
 )
 @click.option("--fresh", is_flag=True, help="Begin again; what an earlier run left is moved aside.")
+@click.option(
+    "--bus",
+    envvar="ESPER_BUS",
+    metavar="URL|FILE",
+    help="Use this message bus instead of starting one: a URL, or a file with the address and what it needs.",
+)
+@click.option("--no-bus", is_flag=True, help="No message bus: nothing is sent, and nothing can be commanded.")
 @runs_dir_option
 @output_option
-def run(manifest: Path, plan: bool, compare: bool, fresh: bool, runs_dir: Path, output: str) -> int:
+def run(
+    manifest: Path,
+    plan: bool,
+    compare: bool,
+    fresh: bool,
+    bus: str | None,
+    no_bus: bool,
+    runs_dir: Path,
+    output: str,
+) -> int:
     """Train what the manifest FILE describes, and let it grow.
 
     The same command again resumes a run that was interrupted. The run's folder, runs/NAME, holds its journal,
     checkpoints, model and report. With --output json progress goes to standard error and the result to
     standard output.
+
+    It starts the trainer and a message bus of its own as processes, and starts them again when they die; one
+    Ctrl-C ends them in order. Where RANK is set (torchrun) it is one of the trainers itself.
     """
     if plan and (compare or fresh):
         raise InputError("--plan trains nothing, so --compare and --fresh do not go with it")
     described = load_run(manifest)
-    for line in notices(described):
-        notice(f"notice: {line}")
+    if SUPERVISED not in os.environ:
+        for line in notices(described):
+            notice(f"notice: {line}")
     directory = manifest.resolve().parent
     if plan:
         from esper_runtime.local import plan_run
@@ -59,11 +80,23 @@ def run(manifest: Path, plan: bool, compare: bool, fresh: bool, runs_dir: Path, 
         else:
             _print_plan(found)
         return 0
+    if "RANK" not in os.environ:
+        from esper_runtime.local import supervise_manifest
+
+        return supervise_manifest(
+            described,
+            manifest,
+            runs_dir,
+            fresh=fresh,
+            options=(*(("--compare",) if compare else ()), "--output", output),
+            bus=None if no_bus else bus or "",
+            say=notice if output == "json" else click.echo,
+        )
     from esper_runtime.local import run_manifest
 
     console = Console(stderr=True, highlight=False) if output == "json" else None
     code = run_manifest(described, manifest, runs_dir, fresh=fresh, compare=compare, console=console)
-    if output == "json":
+    if output == "json" and os.environ["RANK"] == "0":
         folder = find_run(described.metadata.name, runs_dir)
         print_json(run_data(folder, summarise(read_journal(folder.journal))))
     return code

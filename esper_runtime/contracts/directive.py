@@ -13,6 +13,7 @@ class PlanKind(StrEnum):
 
     IMMEDIATE = "Immediate"
     ISOLATED = "Isolated"
+    TOURNAMENT = "Tournament"
 
 
 class Initialisation(StrEnum):
@@ -23,7 +24,11 @@ class Initialisation(StrEnum):
 
 
 class GraftingPlan(ContractModel):
-    """Durations in optimizer steps; 0 skips an optional stage."""
+    """Durations in optimizer steps; 0 skips an optional stage.
+
+    Seeds with the plan Tournament that germinate in one slot at one boundary are rivals: they learn behind
+    the host side by side, and at most one of them may be grafted.
+    """
 
     kind: PlanKind = PlanKind.IMMEDIATE
     training_steps: int = Field(default=0, ge=0)

@@ -44,5 +44,13 @@ class JournalError(EsperError):
     """The journal's hash chain is broken or it cannot be written."""
 
 
+class BusError(EsperError):
+    """The bus cannot be started, reached or used as asked; the text says which and what to do."""
+
+
 class RunFailedError(EsperError):
     """The run cannot go on (exit code 1); the text says why and what is left behind."""
+
+
+class PeerLostError(EsperError):
+    """Another rank is gone or silent (exit code 76); a fresh group goes on from the last checkpoint."""

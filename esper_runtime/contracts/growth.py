@@ -23,12 +23,27 @@ class ControllerKind(StrEnum):
     OFF = "Off"
 
 
+class Placement(StrEnum):
+    """Where the controller runs."""
+
+    EMBEDDED = "Embedded"
+    SERVICE = "Service"
+
+
 class PlanChoice(StrEnum):
     """How seeds enter the host; Auto leaves it to the controller."""
 
     AUTO = "Auto"
     IMMEDIATE = "Immediate"
     ISOLATED = "Isolated"
+    TOURNAMENT = "Tournament"
+
+
+class AbsorbWhen(StrEnum):
+    """When seeds that widen two layers become part of them."""
+
+    NEVER = "Never"
+    AT_END = "AtEnd"
 
 
 class Controller(ContractModel):
@@ -57,9 +72,25 @@ class Controller(ContractModel):
         default=1.0,
         gt=0,
         le=100,
-        description="Most compute for trying candidates on copies of the model, as a share of training the "
-        "ungrown host for the whole run.",
+        description="Most compute for trying candidates on copies of the model or in tournaments, as a share "
+        "of training the ungrown host for the whole run.",
     )
+    placement: Placement = Field(
+        default=Placement.EMBEDDED,
+        description="Embedded: it decides in the training process. Service: `esper tamiyo serve` decides, "
+        "over the bus; training does not wait for it, and the embedded one takes over while it is silent.",
+    )
+    patience_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=86400,
+        description="How long the service may go without an answer that can be obeyed (Service).",
+    )
+
+    @property
+    def asks_service(self) -> bool:
+        """True when a controller service decides, and not this process."""
+        return self.kind is not ControllerKind.OFF and self.placement is Placement.SERVICE
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -74,11 +105,19 @@ class Lifecycle(ContractModel):
     plan: PlanChoice = Field(
         default=PlanChoice.AUTO,
         description="How seeds enter the host: Immediate (at "
-        "once, exact through the zero tail), Isolated (learn behind it first, then ramp), or Auto: the "
+        "once, exact through the zero tail), Isolated (learn behind it first, then ramp), Tournament "
+        "(several in one slot learn behind it side by side, the best one goes on as Isolated), or Auto: the "
         "controller's choice; the heuristic takes Immediate, isolation cost it about 2 points.",
     )
-    training_steps: int | None = Field(default=None, ge=1, description="Learning behind the host (Isolated).")
-    ramp_steps: int | None = Field(default=None, ge=0, description="Alpha from 0 to 1 (Isolated).")
+    candidates: int = Field(
+        default=4, ge=2, le=16, description="Most seeds of a Tournament; each counts as a concurrent seed."
+    )
+    training_steps: int | None = Field(
+        default=None, ge=1, description="Learning behind the host (Isolated, Tournament)."
+    )
+    ramp_steps: int | None = Field(
+        default=None, ge=0, description="Alpha from 0 to 1 (Isolated, Tournament)."
+    )
     grafting_steps: int | None = Field(
         default=None, ge=0, description="Learning in the host before it is judged."
     )
@@ -94,6 +133,11 @@ class Lifecycle(ContractModel):
         description="Weights before the zero tail: Random, or Gradient statistics.",
     )
     freeze_fossils: bool = Field(default=False, description="Fossilized seeds stop learning.")
+    absorb: AbsorbWhen = Field(
+        default=AbsorbWhen.NEVER,
+        description="Never, or AtEnd: before the model is saved, fossilized widenings are merged into the "
+        "two layers that they lie beside, where that changes nothing; the others stay seeds.",
+    )
 
 
 class Gates(ContractModel):

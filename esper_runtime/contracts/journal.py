@@ -11,6 +11,7 @@ from esper_runtime.contracts.blueprint import Blueprint, Interface
 from esper_runtime.contracts.directive import Directive
 from esper_runtime.contracts.lifecycle import SeedStage, SlotState
 from esper_runtime.contracts.signals import Measured
+from esper_runtime.contracts.steering import Steer
 
 GENESIS = "0" * 64
 
@@ -81,6 +82,30 @@ class Refused(ContractModel):
     reason: str
 
 
+class ControllerChanged(ContractModel):
+    """From now on another one decides. ``epoch`` is the new one; answers of earlier epochs are not obeyed."""
+
+    kind: Literal["ControllerChanged"] = "ControllerChanged"
+    before: Literal["Embedded", "Service"]
+    after: Literal["Embedded", "Service"]
+    epoch: int
+    reason: str
+
+
+class AnswerRefused(ContractModel):
+    """An answer of a controller service that was not obeyed as a whole, and why.
+
+    ``count`` such answers came since the last boundary. What of the answer is unknown is absent.
+    """
+
+    kind: Literal["AnswerRefused"] = "AnswerRefused"
+    reason: str
+    controller: str | None = None
+    epoch: int | None = None
+    in_reply_to: int | None = None
+    count: int = Field(default=1, ge=1)
+
+
 class SeedChanged(ContractModel):
     """A seed is about to go from one stage to the next (written and synced before it happens)."""
 
@@ -96,6 +121,7 @@ class SeedChanged(ContractModel):
     reason: str
     contribution: Measured | None = None
     isolated_gain: Measured | None = None
+    failure: str | None = Field(default=None, description="What failed in it, where that ends it.")
     graph: Blueprint | None = Field(default=None, description="Given where the seed germinates.")
 
 
@@ -144,6 +170,34 @@ class RolledBack(ContractModel):
     after_sequence: int
 
 
+class Absorbed(ContractModel):
+    """A fossilized seed is about to become part of two host layers; ``refused`` says why it stays a seed."""
+
+    kind: Literal["Absorbed"] = "Absorbed"
+    seed: str
+    slot: str
+    name: str
+    producer: str | None = None
+    consumer: str | None = None
+    units: int = Field(default=0, ge=0, description="Hidden units or channels that the layers have more.")
+    parameters: int = Field(default=0, ge=0, description="That the host has more.")
+    refused: str | None = None
+
+
+class Steered(ContractModel):
+    """A person's command arrived and takes effect now; ``refused`` says why it has none.
+
+    It outlives rollbacks and resumptions: what is done again from before it, is steered again at its step.
+    """
+
+    kind: Literal["Steered"] = "Steered"
+    command: Steer
+    slot: str | None = None
+    by: str
+    message: str = Field(description="Id of the message; the same one takes effect once.")
+    refused: str | None = None
+
+
 class Interrupted(ContractModel):
     """The process was told to stop and left a checkpoint."""
 
@@ -190,11 +244,15 @@ Event = Annotated[
     | Resumed
     | Decided
     | Refused
+    | ControllerChanged
+    | AnswerRefused
     | SeedChanged
     | SlotChanged
     | Validated
     | Checkpointed
     | RolledBack
+    | Absorbed
+    | Steered
     | Interrupted
     | Finished
     | Compared,

@@ -66,6 +66,13 @@ class Precision(StrEnum):
     FLOAT16 = "Float16"
 
 
+class Compilation(StrEnum):
+    """What of the host is compiled for training: nothing, or each repeated block by itself."""
+
+    NEVER = "Never"
+    REGIONS = "Regions"
+
+
 class Optimizer(ContractModel):
     """Optimizer and its settings."""
 
@@ -101,10 +108,21 @@ class ValidationSettings(ContractModel):
 
 
 class Workers(ContractModel):
-    """Processes that train together; more than one needs distribution, which is not part of this version."""
+    """Processes that train together, each on its part of every batch."""
 
-    count: int = Field(default=1, ge=1, le=1, description="Pods or machines.")
-    processes_per_worker: int = Field(default=1, ge=1, le=1, description="Ranks in each.")
+    count: int = Field(default=1, ge=1, le=64, description="Pods or machines; on one machine: processes.")
+    processes_per_worker: int = Field(default=1, ge=1, le=64, description="Ranks in each.")
+    timeout_seconds: float = Field(
+        default=60,
+        ge=1,
+        le=3600,
+        description="A rank that is silent for so long is given up; longer than writing a checkpoint takes.",
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Processes in all."""
+        return self.count * self.processes_per_worker
 
 
 class Training(ContractModel):
@@ -120,6 +138,15 @@ class Training(ContractModel):
     schedule: Schedule = Field(default=Schedule(), description="Learning rate over the run.")
     clip_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm; default: none.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Autocast type of forward passes.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute activations again in the backward pass instead of keeping them; for hosts with "
+        "gradient_checkpointing_enable(), such as those of `huggingface`.",
+    )
+    compile: Compilation = Field(
+        default=Compilation.NEVER,
+        description="Regions: torch.compile each repeated block of the host, for training steps only.",
+    )
     random_seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Of weights, data order, dropout.")
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads of torch; default 1, so that results repeat."
@@ -140,6 +167,12 @@ class Training(ContractModel):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
         if self.accumulate > self.batch_size:
             raise ValueError("'accumulate' must not be larger than 'batchSize'")
+        ranks, parts = self.workers.ranks, self.workers.ranks * self.accumulate
+        if ranks > 1 and self.batch_size % parts:
+            raise ValueError(
+                f"'batchSize' is the whole batch of all ranks: {self.batch_size} cannot be divided evenly by "
+                f"{ranks} ranks x {self.accumulate} micro-batches; give a multiple of {parts}"
+            )
         return self
 
 
@@ -160,7 +193,26 @@ class OutputFormat(StrEnum):
     """Formats of the finished model."""
 
     SAFETENSORS = "safetensors"
+    TORCH = "torch"
     TORCH_EXPORT = "torch-export"
+    ONNX = "onnx"
+
+
+class LoggerKind(StrEnum):
+    """Dashboards that a run can be logged to, each where it is installed."""
+
+    TENSORBOARD = "TensorBoard"
+    MLFLOW = "MLflow"
+    WANDB = "WandB"
+
+
+class Logging(ContractModel):
+    """One dashboard that a run is logged to."""
+
+    kind: LoggerKind = Field(description="TensorBoard, MLflow or WandB (offline).")
+    uri: Uri | None = Field(
+        default=None, description="Folder, or MLflow tracking URI. Default: `logs/` in the run's folder."
+    )
 
 
 class Output(ContractModel):
@@ -169,6 +221,9 @@ class Output(ContractModel):
     uri: Uri | None = Field(default=None, description="Default: `model/` in the run's folder.")
     formats: tuple[OutputFormat, ...] = Field(
         default=(OutputFormat.SAFETENSORS,), min_length=1, max_length=4, description="Formats to write."
+    )
+    logging: tuple[Logging, ...] = Field(
+        default=(), max_length=3, description="Dashboards that metrics and adaptations are logged to."
     )
 
 

@@ -37,7 +37,7 @@ class Candidate(ContractModel):
 
     ``gain`` is the decrease of the training loss (loss units) that a trial of ``trial_steps`` steps showed:
     the loss of the copy without the seed minus that of the copy with it, batch by batch over the last half
-    of the trial. Both are None until a probe at this boundary has measured them.
+    of the trial. Both are None until a probe has measured them; with ``trial_steps`` alone the trial failed.
     """
 
     slot: str
@@ -71,7 +71,9 @@ class SeedView(ContractModel):
     """A living seed as the controller sees it.
 
     ``ready`` says that the stage's planned duration has passed. ``isolated_gain`` and ``contribution``
-    are decreases of the validation loss with the seed against without it (loss units).
+    are decreases of the validation loss with the seed against without it (loss units). ``competes`` says that
+    it learns as a candidate of a tournament: those that compete in one slot are rivals, of which at most one
+    will contribute.
     """
 
     seed: str
@@ -80,6 +82,7 @@ class SeedView(ContractModel):
     name: str
     stage: SeedStage
     isolates: bool
+    competes: bool = False
     steps_in_stage: int
     parameters: int
     macs_per_example: int

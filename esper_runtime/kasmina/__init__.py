@@ -3,38 +3,53 @@
 A dormant slot is absent from the model; a seed lives beside the host and is connected by two hooks.
 """
 
+from esper_runtime.kasmina.absorb import Merged, Report, absorb, absorb_all
+from esper_runtime.kasmina.batched import Batch, direct_gradients
 from esper_runtime.kasmina.candidates import candidates
 from esper_runtime.kasmina.grafted import GraftedModel
-from esper_runtime.kasmina.growable import Changes, Growable, Journal, Limits, nowhere
+from esper_runtime.kasmina.growable import Changes, Growable, Journal, nowhere
 from esper_runtime.kasmina.initialise import initialise_from_gradients
 from esper_runtime.kasmina.isolation import detached_call, learn_isolated
+from esper_runtime.kasmina.limits import Limits
 from esper_runtime.kasmina.measure import Trial, evaluating, measure_contribution, probe_slots, summary
 from esper_runtime.kasmina.probe import graphless
 from esper_runtime.kasmina.randomness import untouched_random_state
 from esper_runtime.kasmina.seed import Seed
-from esper_runtime.kasmina.survey import Place, Refusal, Survey, survey
+from esper_runtime.kasmina.side_by_side import cohorts, learn_side_by_side
+from esper_runtime.kasmina.survey import Place, Refusal, Survey, modules_of, survey
 from esper_runtime.kasmina.taps import Tap
+from esper_runtime.kasmina.widening import Move
 from esper_runtime.kasmina.wrap import wrap
 
 __all__ = [
+    "Batch",
     "Changes",
     "GraftedModel",
     "Growable",
     "Journal",
     "Limits",
+    "Merged",
+    "Move",
     "Place",
     "Refusal",
+    "Report",
     "Seed",
     "Survey",
     "Tap",
     "Trial",
+    "absorb",
+    "absorb_all",
     "candidates",
+    "cohorts",
     "detached_call",
+    "direct_gradients",
     "evaluating",
     "graphless",
     "initialise_from_gradients",
     "learn_isolated",
+    "learn_side_by_side",
     "measure_contribution",
+    "modules_of",
     "nowhere",
     "probe_slots",
     "summary",

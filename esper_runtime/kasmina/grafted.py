@@ -1,6 +1,7 @@
 """A host with seeds beside it: wiring at the taps, and the architecture as data."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from esper_runtime.contracts import (
     Measured,
     SeedStage,
 )
+from esper_runtime.kasmina.batched import Choir, Voice
 from esper_runtime.kasmina.seed import Seed
 from esper_runtime.kasmina.survey import Place
-from esper_runtime.kasmina.taps import Graft
+from esper_runtime.kasmina.taps import Contribute, Graft
+from esper_runtime.kasmina.widening import Absorption, narrow, shifted, widen
 
 ARCHITECTURE_VERSION = 1
 
@@ -35,8 +38,12 @@ class GraftedModel(nn.Module):
         super().__init__()
         self.host = host
         self.living = nn.ModuleDict()
-        self.places = places
+        self.surveyed = places
+        """The places of the host as it was built; `places` are those of the host with what it absorbed."""
+        self.places = dict(places)
+        self.absorbed: list[Absorption] = []
         self._grafts: dict[str, Graft] = {}
+        self._choirs: dict[str, Choir] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the host."""
@@ -73,8 +80,8 @@ class GraftedModel(nn.Module):
         self.disconnect(seed)
         del self.living[seed.identity]
 
-    def connect(self, seed: Seed) -> None:
-        """Attach a seed's hooks at its two taps.
+    def connect(self, seed: Seed, contribute: Contribute | None = None) -> None:
+        """Attach a seed's hooks at its two taps, with ``contribute`` in place of the seed's own.
 
         Those of later seeds are put behind them: where seeds share a tap they add in the order of their
         germination, in whichever order they were connected, so that a model built again computes the same.
@@ -86,7 +93,10 @@ class GraftedModel(nn.Module):
         behind = [graft for other in later if (graft := self._grafts.get(other)) is not None]
         for graft in behind:
             graft.detach()
-        own = self._graft(seed)
+        place = self.place(seed.slot)
+        own = Graft(
+            place.read, place.write, contribute or self._contribution(seed, place), clone=place.needs_clone
+        )
         for graft in (own, *behind):
             graft.attach(self.host)
         self._grafts[seed.identity] = own
@@ -96,10 +106,37 @@ class GraftedModel(nn.Module):
         graft = self._grafts.pop(seed.identity, None)
         if graft is not None:
             graft.detach()
+        if seed.slot in self._choirs:
+            self._choirs[seed.slot].leave(seed)
 
-    def _graft(self, seed: Seed) -> Graft:
-        place = self.place(seed.slot)
-        return Graft(place.read, place.write, seed.contribute, clone=place.needs_clone)
+    def _contribution(self, seed: Seed, place: Place) -> Contribute:
+        """What the seed's graft calls; seeds around two layers read the same activation, in one choir."""
+        if place.read == place.write or place.needs_clone:
+            return seed.contribute
+        choir = self._choirs.setdefault(seed.slot, Choir())
+        choir.join(seed, list(self.living))
+        return Voice(choir, seed).contribute
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Inside, no seed is connected."""
+        grafts = [self._grafts[identity] for identity in self.living if identity in self._grafts]
+        for graft in grafts:
+            graft.detach()
+        try:
+            yield
+        finally:
+            for graft in grafts:
+                graft.attach(self.host)
+
+    def note_absorbed(self, absorption: Absorption) -> None:
+        """Keep on record what the host has taken up; its layers are wider already."""
+        self.absorbed.append(absorption)
+        self.settle_places()
+
+    def settle_places(self) -> None:
+        """Give every place the widths that the host has now."""
+        self.places = {name: shifted(place, self.absorbed) for name, place in self.surveyed.items()}
 
     def make_body(self, blueprint: Blueprint, slot: str, random_seed: int) -> nn.Module:
         """Build a blueprint for a slot, in the slot's dtype and on the host's device."""
@@ -110,7 +147,11 @@ class GraftedModel(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """What was grafted, as JSON: with the state dict, all that is needed to build the model again."""
-        return {"version": ARCHITECTURE_VERSION, "seeds": [_seed_record(seed) for seed in self.seeds]}
+        return {
+            "version": ARCHITECTURE_VERSION,
+            "seeds": [_seed_record(seed) for seed in self.seeds],
+            "absorbed": [absorption.record() for absorption in self.absorbed],
+        }
 
     def rebuild(self, architecture: dict[str, Any]) -> None:
         """Replace all seeds by those of ``architecture``; weights come from the state dict loaded afterwards.
@@ -126,11 +167,22 @@ class GraftedModel(nn.Module):
             )
         for seed in list(self.seeds):
             self.discard(seed)
+        self._widen_to([Absorption.of(record) for record in architecture.get("absorbed", [])])
         for record in architecture["seeds"]:
             seed = _seed_from(record, self)
             self.add(seed)
             if seed.contributing:
                 self.connect(seed)
+
+    def _widen_to(self, absorbed: list[Absorption]) -> None:
+        """Make the host's layers as wide as they are with these seeds in them and no others."""
+        if absorbed != self.absorbed:
+            for absorption in reversed(self.absorbed):
+                narrow(self.host, absorption)
+            for absorption in absorbed:
+                widen(self.host, absorption)
+            self.absorbed = absorbed
+            self.settle_places()
 
 
 def _seed_record(seed: Seed) -> dict[str, Any]:
@@ -143,6 +195,7 @@ def _seed_record(seed: Seed) -> dict[str, Any]:
         "blueprint": seed.blueprint.model_dump(mode="json", by_alias=True),
         "plan": seed.plan.model_dump(mode="json", by_alias=True),
         "stage": seed.stage.value,
+        "born": seed.born,
         "entered": seed.entered,
         "alpha": seed.alpha,
         "failure": seed.failure,
@@ -162,6 +215,7 @@ def _seed_from(record: dict[str, Any], model: GraftedModel) -> Seed:
     seed = Seed(
         record["id"], record["slot"], blueprint, canonical_id(blueprint), plan, interface, record["entered"]
     )
+    seed.born = record.get("born", seed.born)
     seed.stage = SeedStage(record["stage"])
     seed.alpha = record["alpha"]
     seed.failure = record["failure"]

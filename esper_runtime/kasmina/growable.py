@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from esper_runtime.contracts import (
     EsperError,
     Event,
     Operation,
+    PlanKind,
     Refused,
     SeedChanged,
     SeedStage,
@@ -28,6 +29,7 @@ from esper_runtime.contracts import (
     check_transition,
 )
 from esper_runtime.kasmina.grafted import GraftedModel
+from esper_runtime.kasmina.limits import Limits
 from esper_runtime.kasmina.seed import Seed
 from esper_runtime.kasmina.slot import Slot
 from esper_runtime.kasmina.survey import Survey
@@ -35,20 +37,6 @@ from esper_runtime.kasmina.survey import Survey
 log = logging.getLogger(__name__)
 
 Journal = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What no command can exceed: parameters of the whole model, MACs per example, unfossilized seeds."""
-
-    parameters: int | None = None
-    macs_per_example: int | None = None
-    concurrent_seeds: int | None = None
-
-    def or_else(self, other: "Limits") -> "Limits":
-        """These limits, and those of ``other`` where there is none."""
-        own = {name: value for name, value in asdict(self).items() if value is not None}
-        return replace(other, **own)
 
 
 @dataclass
@@ -126,6 +114,7 @@ class Growable(GraftedModel):
                 name=seed.blueprint.name,
                 stage=seed.stage,
                 isolates=seed.isolates,
+                competes=seed.competes,
                 steps_in_stage=step - seed.entered,
                 parameters=seed.price.parameters,
                 macs_per_example=seed.price.macs,
@@ -140,12 +129,12 @@ class Growable(GraftedModel):
     def parameter_count(self) -> int:
         """Parameters of the host and of the seeds that contribute."""
         grown = sum(seed.parameter_count() for seed in self.seeds if seed.contributing)
-        return self.host_parameters + grown
+        return self.host_parameters + sum(a.parameters for a in self.absorbed) + grown
 
     def macs_per_example(self) -> int:
         """Multiply-accumulates of one forward pass of one example, contributing seeds included."""
         grown = sum(seed.price.macs for seed in self.seeds if seed.contributing)
-        return self.host_macs + grown
+        return self.host_macs + sum(a.macs for a in self.absorbed) + grown
 
     def isolating(self) -> list[Seed]:
         """Seeds that learn behind the host now."""
@@ -182,6 +171,8 @@ class Growable(GraftedModel):
             except EsperError as refusal:
                 changes.refused.append((directive, str(refusal)))
                 journal(Refused(directive=directive, reason=str(refusal)))
+        for seed in [s for s in self.seeds if s.stage is SeedStage.LOADING and s.failure is not None]:
+            self._cull_failed(seed, step, journal, changes)
         return changes
 
     def _obey(self, directive: Directive, step: int, journal: Journal, changes: Changes) -> None:
@@ -203,6 +194,13 @@ class Growable(GraftedModel):
         """What must have been measured before a step forward."""
         if target is SeedStage.GRAFTING and seed.isolated_gain is None:
             raise TransitionError(f"seed {seed.identity}: its gain in isolation has not been measured")
+        if target is SeedStage.GRAFTING and seed.cohort is not None:
+            winner = next((s for s in self.seeds if s.cohort == seed.cohort and s.contributing), None)
+            if winner is not None:
+                raise TransitionError(
+                    f"seed {seed.identity}: seed {winner.identity} of the same tournament at {seed.slot} is "
+                    f"in the host already, and only one of them may be; cull {seed.identity}"
+                )
         if target in (SeedStage.STABILIZING, SeedStage.EVALUATING) and seed.alpha < 1.0:
             raise TransitionError(
                 f"seed {seed.identity}: its ramp is not complete, alpha is {seed.alpha:.3g}"
@@ -225,8 +223,7 @@ class Growable(GraftedModel):
 
     def _germinate(self, directive: Directive, step: int, journal: Journal, changes: Changes) -> None:
         slot = self._slot(directive.slot)
-        if slot.state is not SlotState.DORMANT:
-            raise TransitionError(f"slot {slot.place.id} is {slot.state}; only a Dormant slot takes a seed")
+        self._check_free(slot, directive, step)
         blueprint = self.find_blueprint(directive.blueprint or "")
         if directive.plan is None:
             raise TransitionError("Germinate needs a grafting plan")
@@ -241,47 +238,44 @@ class Growable(GraftedModel):
             slot.place.interface,
             step,
         )
-        self._check_limits(seed)
+        parameters = self.host_parameters + sum(a.parameters for a in self.absorbed)
+        macs = self.host_macs + sum(a.macs for a in self.absorbed)
+        self.limits.check(seed, list(self.seeds), parameters, macs)
         journal(_changed(seed, None, SeedStage.GERMINATED, directive.explanation, graph=blueprint))
         self._germinated += 1
-        slot.move(SlotState.OCCUPIED)
+        if slot.state is not SlotState.OCCUPIED:
+            slot.move(SlotState.OCCUPIED)
         self.add(seed)
         self._move(seed, SeedStage.LOADING, step, "its turn has come", journal, changes)
-        self._load(seed, step, journal, changes)
+        self._load(seed)
+        if seed.failure is None:
+            target = SeedStage.TRAINING if seed.isolates else SeedStage.GRAFTING
+            self._move(seed, target, step, "loaded and built", journal, changes)
 
-    def _check_limits(self, seed: Seed) -> None:
-        price, name = seed.price, seed.blueprint.name
-        young = [s for s in self.seeds if s.stage is not SeedStage.FOSSILIZED]
-        limits = self.limits
-        if limits.concurrent_seeds is not None and len(young) >= limits.concurrent_seeds:
+    def _check_free(self, slot: Slot, directive: Directive, step: int) -> None:
+        """Raise `TransitionError` unless the slot is Dormant, or its tournament begins at this boundary."""
+        name, state = slot.place.id, slot.state
+        if state is SlotState.DORMANT:
+            return
+        kind = directive.plan.kind if directive.plan is not None else None
+        rivals = [s for s in self.seeds if s.slot == name and s.competes]
+        if kind is not PlanKind.TOURNAMENT or not rivals:
+            raise TransitionError(f"slot {name} is {state}; only a Dormant slot takes a seed")
+        if rivals[0].born != step:
             raise TransitionError(
-                f"{len(young)} seeds are not fossilized yet; {limits.concurrent_seeds} are allowed"
-            )
-        costs = [s.price for s in self.seeds]
-        parameters = self.host_parameters + sum(c.parameters for c in costs) + price.parameters
-        if limits.parameters is not None and parameters > limits.parameters:
-            raise TransitionError(
-                f"{name} at {seed.slot} would bring the model to {parameters} parameters; "
-                f"{limits.parameters} are allowed"
-            )
-        macs = self.host_macs + sum(c.macs for c in costs) + price.macs
-        if limits.macs_per_example is not None and macs > limits.macs_per_example:
-            raise TransitionError(
-                f"{name} at {seed.slot} would bring a forward pass to {macs} MACs per example; "
-                f"{limits.macs_per_example} are allowed"
+                f"the tournament at {name} began at step {rivals[0].born} with "
+                f"{', '.join(s.identity for s in rivals)}; now, at step {step}, nobody joins it any more: "
+                f"candidates of one tournament germinate at the same boundary"
             )
 
-    def _load(self, seed: Seed, step: int, journal: Journal, changes: Changes) -> None:
+    def _load(self, seed: Seed) -> None:
+        """Build the seed's body; one that cannot be built is culled when the boundary ends."""
         try:
             seed.body = self.make_body(
                 seed.blueprint, seed.slot, seed_number(self.random_seed, seed.identity)
             )
         except (EsperError, RuntimeError) as error:
             seed.failure = f"loading failed: {error}"
-            self._cull_failed(seed, step, journal, changes)
-            return
-        target = SeedStage.TRAINING if seed.isolates else SeedStage.GRAFTING
-        self._move(seed, target, step, "loaded and built", journal, changes)
 
     # Moves
 
@@ -317,7 +311,7 @@ class Growable(GraftedModel):
             seed.body.requires_grad_(False)
         slot = self.slots[seed.slot]
         slot.kept += 1
-        if slot.state is SlotState.OCCUPIED:
+        if slot.state is SlotState.OCCUPIED and not self._in_use(slot):
             self._move_slot(slot, SlotState.DORMANT, f"seed {seed.identity} is part of the model", journal)
 
     def _end(
@@ -329,13 +323,17 @@ class Growable(GraftedModel):
         else:
             changes.gone.append(seed)
         slot = self.slots[seed.slot]
-        slot.culls += seed.stage is SeedStage.CULLED
+        shared = self._in_use(slot)
+        slot.culls += seed.stage is SeedStage.CULLED and not shared
         if state is SlotState.EMBARGOED and seed.plan.embargo_steps == 0:
             state = SlotState.DORMANT
-        shared = any(s.slot == seed.slot and s.stage is not SeedStage.FOSSILIZED for s in self.seeds)
         if state is SlotState.LOCKED or (slot.state is SlotState.OCCUPIED and not shared):
             until = step + seed.plan.embargo_steps if state is SlotState.EMBARGOED else None
             self._move_slot(slot, state, reason, journal, until)
+
+    def _in_use(self, slot: Slot) -> bool:
+        """True while a seed that is not fossilized is in the slot."""
+        return any(s.slot == slot.place.id and s.stage is not SeedStage.FOSSILIZED for s in self.seeds)
 
     def _move_slot(
         self, slot: Slot, target: SlotState, reason: str, journal: Journal, until: int | None = None
@@ -360,6 +358,12 @@ class Growable(GraftedModel):
         self._move_slot(self._slot(slot), SlotState.LOCKED, reason, journal)
 
     # Architecture
+
+    def settle_places(self) -> None:
+        """Give every place and slot the widths that the host has now."""
+        super().settle_places()
+        for name, slot in self.slots.items():
+            slot.place = self.places[name]
 
     def architecture(self) -> dict[str, Any]:
         """Seeds, slots and queue as JSON; with the state dict, all that is needed to go on bit for bit."""
@@ -402,5 +406,6 @@ def _changed(
         reason=reason,
         contribution=seed.contribution,
         isolated_gain=seed.isolated_gain,
+        failure=seed.failure if after is SeedStage.CULLED else None,
         graph=graph,
     )

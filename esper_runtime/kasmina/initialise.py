@@ -8,6 +8,8 @@ between the two taps.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -81,12 +83,19 @@ def _matrix(model: Growable, seed: Seed, layer: Layer, trials: Sequence[Trial]) 
     direct = _Direct(layer, place.interface.kind)
     graft = Graft(place.read, place.write, direct.contribute, clone=place.needs_clone)
     total: Tensor | None = None
+
+    def gradient_of(trial: Trial, output: Any) -> Tensor | None:
+        loss = trial.losses(output).mean()
+        if direct.weight is None or not loss.requires_grad:
+            return None
+        return torch.autograd.grad(loss, [direct.weight], materialize_grads=True)[0]
+
     with untouched_random_state(), torch.enable_grad(), attached(model, [graft]):
         for trial in trials:
-            loss = trial.losses(detached_call(model, trial.args, trial.kwargs)).mean()
-            if direct.weight is None or not loss.requires_grad:
+            then = partial(gradient_of, trial)
+            gradient = detached_call(model, trial.args, trial.kwargs, then=then)
+            if gradient is None:
                 return None
-            (gradient,) = torch.autograd.grad(loss, [direct.weight], materialize_grads=True)
             total = gradient if total is None else total + gradient
     if total is None or not bool(torch.isfinite(total).all()) or not bool(total.any()):
         return None

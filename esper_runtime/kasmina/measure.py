@@ -5,17 +5,20 @@ afterwards bit for bit what they were.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from esper_runtime.contracts import InterfaceKind, Measured, SlotState, SlotTelemetry
 from esper_runtime.kasmina.growable import Growable
 from esper_runtime.kasmina.isolation import contributing, detached_call
 from esper_runtime.kasmina.randomness import untouched_random_state
+from esper_runtime.kasmina.recomputation import backward_pass
 from esper_runtime.kasmina.seed import Seed
 from esper_runtime.kasmina.taps import Graft
 
@@ -64,11 +67,14 @@ def _alpha(seed: Seed, alpha: float) -> Iterator[None]:
 def measure_contribution(model: Growable, seed: Seed, trials: Sequence[Trial]) -> Measured | None:
     """Decrease of the loss that the seed brings: per example, the loss without it minus the loss with it.
 
-    Both passes see the same batches in evaluation mode. An isolated seed is measured at full strength. None
-    when a loss is not finite or the seed fails: unknown, not zero.
+    Both passes see the same batches in evaluation mode. An isolated seed is measured at full strength, and
+    the host's batch norms then go by the batch in both passes: their running statistics know nothing of the
+    seed (by them, seeds that lower the loss of the mnist1d CNN by 0.05 seem to raise it by 1). None when a
+    loss is not finite or the seed fails: unknown, not zero.
     """
     gains = []
-    with untouched_random_state(), evaluating(model), torch.no_grad():
+    statistics = nullcontext() if seed.contributing else ByTheBatch(seed.body)
+    with untouched_random_state(), evaluating(model), torch.no_grad(), statistics:
         for trial in trials:
             with _alpha(seed, 0.0):
                 without = trial.losses(model(*trial.args, **trial.kwargs))
@@ -85,6 +91,30 @@ def measure_contribution(model: Growable, seed: Seed, trials: Sequence[Trial]) -
     return summary(gain)
 
 
+class ByTheBatch(TorchFunctionMode):
+    """Inside, batch norms normalise by the batch, those within ``exempt`` by their running statistics.
+
+    Running statistics stay as they are. Where there is one value for a channel, nothing changes.
+    """
+
+    def __init__(self, exempt: nn.Module) -> None:
+        super().__init__()
+        self._exempt = {buffer.data_ptr() for buffer in exempt.buffers()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.batch_norm and len(args) >= 3 and isinstance(args[1], Tensor):
+            values, mean = args[0], args[1]
+            if mean.data_ptr() not in self._exempt and values.numel() > values.shape[1]:
+                named = {**dict(zip(_BATCH_NORM, args[3:], strict=False)), **(kwargs or {}), "training": True}
+                return F.batch_norm(values, None, None, **named)
+        return func(*args, **(kwargs or {}))
+
+
+_BATCH_NORM = ("weight", "bias", "training", "momentum", "eps")
+
+
 class _Sensor:
     """Reads the activation at a tap and the gradient that arrives at the write tap; changes no value."""
 
@@ -93,6 +123,8 @@ class _Sensor:
         self.zero: Tensor | None = None
 
     def contribute(self, x: Tensor, value: Tensor) -> Tensor:
+        if backward_pass() != -1:
+            return torch.zeros_like(value, requires_grad=True)
         self.activation = x.detach()
         self.zero = torch.zeros_like(value, requires_grad=True)
         return self.zero
@@ -108,10 +140,14 @@ def probe_slots(model: Growable, trial: Trial) -> None:
         )
         for slot in dormant
     ]
-    with untouched_random_state(), torch.enable_grad(), attached(model, grafts):
-        loss = trial.losses(detached_call(model, trial.args, trial.kwargs)).mean()
+
+    def gradients_at_taps(output: Any) -> tuple[Tensor | None, ...]:
+        loss = trial.losses(output).mean()
         zeros = [s.zero for s in sensors.values() if s.zero is not None]
-        gradients = iter(torch.autograd.grad(loss, zeros, allow_unused=True) if loss.requires_grad else ())
+        return torch.autograd.grad(loss, zeros, allow_unused=True) if loss.requires_grad else ()
+
+    with untouched_random_state(), torch.enable_grad(), attached(model, grafts):
+        gradients = iter(detached_call(model, trial.args, trial.kwargs, then=gradients_at_taps))
     for slot in dormant:
         sensor = sensors[slot.place.id]
         if sensor.activation is not None:

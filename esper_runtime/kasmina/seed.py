@@ -17,17 +17,23 @@ from esper_runtime.contracts import (
     PlanKind,
     SeedStage,
 )
+from esper_runtime.kasmina.recomputation import STOP, backward_pass
 
 log = logging.getLogger(__name__)
+
+UNDECIDED = frozenset({SeedStage.GERMINATED, SeedStage.LOADING, SeedStage.TRAINING})
+"""Stages before a seed is let into the host."""
 
 
 class Seed(nn.Module):
     """One seed. ``contribute`` is what the host's write tap calls while the seed is attached.
 
     Attributes:
+        born: step at which it germinated.
         entered: step at which the present stage began.
         alpha: factor of the contribution, 0 to 1.
         failure: what went wrong in a forward pass, or None; a failed seed contributes nothing.
+        apart: it learns in passes of its own: the host cannot be run for several candidates at once.
     """
 
     def __init__(
@@ -48,17 +54,30 @@ class Seed(nn.Module):
         self.plan = plan
         self.interface = interface
         self.stage = SeedStage.GERMINATED
+        self.born = step
         self.entered = step
         self.alpha = 0.0
         self.failure: str | None = None
+        self.apart = False
         self.isolated_gain: Measured | None = None
         self.contribution: Measured | None = None
         self.body: nn.Module = nn.Identity()
+        self._idle = False
 
     @property
     def isolates(self) -> bool:
         """True when the plan lets the seed learn behind the host first."""
-        return self.plan.kind is PlanKind.ISOLATED
+        return self.plan.kind is not PlanKind.IMMEDIATE
+
+    @property
+    def cohort(self) -> tuple[str, int] | None:
+        """Names the tournament that the seed takes part in: slot and step of germination; None for none."""
+        return (self.slot, self.born) if self.plan.kind is PlanKind.TOURNAMENT else None
+
+    @property
+    def competes(self) -> bool:
+        """True while it learns as a candidate of a tournament that is not decided for it yet."""
+        return self.cohort is not None and self.stage in UNDECIDED
 
     @property
     def contributing(self) -> bool:
@@ -76,10 +95,15 @@ class Seed(nn.Module):
         A seed that raises, or yields a wrong shape or a non-finite number, contributes nothing from then on:
         the host takes the identity path within the same forward pass, and the next boundary culls the seed.
         """
-        if self.failure is not None or self.alpha == 0.0:
+        if backward_pass() == -1:
+            # What runs again in the backward pass must do what the forward pass did.
+            self._idle = self.failure is not None or self.alpha == 0.0
+        if self._idle:
             return None
         try:
             y: Tensor = self.body(x)
+        except STOP:
+            raise
         except Exception as error:  # whatever a seed raises must not end the host's step
             if torch.compiler.is_compiling():
                 raise
@@ -97,6 +121,8 @@ class Seed(nn.Module):
         return y if self.alpha == 1.0 else y * self.alpha
 
     def _fail(self, reason: str) -> None:
+        if self.failure is not None:
+            return
         self.failure = reason
         log.warning(
             "seed %s (%s) at %s: %s; identity path", self.identity, self.blueprint.name, self.slot, reason

@@ -185,6 +185,11 @@ def _causal(
     return {place for place, value in ordered.items() if causality.at(value, trace)}
 
 
+def modules_of(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModuleSummary, ...]:
+    """Every module of a host without seeds that an example calls, in the order of its first call."""
+    return _modules(record(host, args, kwargs))
+
+
 def _modules(trace: Trace) -> tuple[ModuleSummary, ...]:
     """Every module of the host that was called, in the order of its first call."""
     return tuple(

@@ -1,7 +1,8 @@
 """Taps in a host, and the hooks with which a seed reads at one tap and adds at another.
 
 Hooks are on the host only while a graft is attached. They are objects, not closures, so that a deep copy of
-the host (or of the model around host and seeds) is an independent, working model.
+the host (or of the model around host and seeds) is an independent, working model. Where the host checkpoints
+activations, they do the same again when parts of it run a second time in the backward pass.
 """
 
 import re
@@ -9,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper_runtime.contracts import HostError
+from esper_runtime.kasmina.nested import first_tensor, with_first_tensor
+from esper_runtime.kasmina.recomputation import backward_pass, fingerprint, recognisable
 
 Side = Literal["input", "output"]
 Contribute = Callable[[Tensor, Tensor], Tensor | None]
@@ -58,12 +62,8 @@ def activation_of_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
 
 
 def activation_of_output(output: Any) -> Tensor | None:
-    """The activation at the output of a call: the tensor itself, or the first tensor of a tuple or list."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple | list):
-        return next((value for value in output if isinstance(value, Tensor)), None)
-    return None
+    """The activation at the output of a call: the tensor itself, or the first one in what holds tensors."""
+    return first_tensor(output)
 
 
 def _with_input(
@@ -75,16 +75,6 @@ def _with_input(
             return (*args[:index], value, *args[index + 1 :]), kwargs
     name = next(name for name, given in kwargs.items() if isinstance(given, Tensor))
     return args, {**kwargs, name: value}
-
-
-def _with_output(output: Any, value: Tensor) -> Any:
-    """Output of a call with the activation replaced; lists and named tuples keep their type."""
-    if isinstance(output, Tensor):
-        return value
-    index = next(index for index, given in enumerate(output) if isinstance(given, Tensor))
-    items = [*output[:index], value, *output[index + 1 :]]
-    kind = type(output)
-    return kind(*items) if hasattr(output, "_fields") else kind(items)
 
 
 class Graft:
@@ -110,6 +100,9 @@ class Graft:
         self.clone = clone
         self._running = False
         self._captured: Tensor | None = None
+        self._pass_started = -1
+        self._learning = False
+        self._kept: tuple[Tensor, Tensor] | None = None
         self._hooks: list[_InputHook | _OutputHook] = []
         self._handles: list[RemovableHandle] = []
 
@@ -150,35 +143,69 @@ class Graft:
     def _start(self) -> None:
         # Also clears what a forward pass left that was cut off, for instance by Ctrl-C.
         self._running = True
-        self._captured = None
+        self._pass_started = backward_pass()
+        self._learning = torch.is_grad_enabled()
+        self._captured = self._kept = None
         for hook in self._hooks:
-            hook.calls = 0
+            hook.start()
 
     def _end(self) -> None:
         self._running = False
         self._captured = None
 
-    def _reached(self, hook: "_InputHook | _OutputHook") -> bool:
-        """Count a call of a tap's module; True when it is the call that the tap names."""
-        if not self._running:
-            raise HostError(
-                f"{hook.tap.module!r} was called outside of a forward pass of the host while a seed is "
-                f"grafted at {hook.tap}; call the host itself (activation checkpointing, direct calls of "
-                "submodules and hosts that call themselves do not work with a seed there)"
-            )
-        call, hook.calls = hook.calls, hook.calls + 1
-        return call == hook.tap.call
+    def _again(self) -> bool:
+        """True while a part of the host runs again for the backward pass; HostError in any other call."""
+        now = backward_pass()
+        if self._running and now == self._pass_started:
+            return False
+        if now != -1:
+            return True
+        raise HostError(
+            f"a module with a seed's tap ({self.read} -> {self.write}) was called outside of a forward pass "
+            "of the host; call the host itself (direct calls of submodules and hosts that call themselves do "
+            "not work with a seed there)"
+        )
 
-    def _pass(self, tap: Tap, value: Tensor | None) -> Tensor | None:
-        """What replaces ``value`` at ``tap``, or None where it stays."""
+    def _pass(self, hook: "_InputHook | _OutputHook", value: Tensor | None, again: bool) -> Tensor | None:
+        """What replaces ``value`` at the hook's tap, or None where it stays."""
+        tap = hook.tap
         if value is None:
             raise HostError(f"there is no tensor at {tap}, so no seed can be grafted there")
+        if again and hook.without_graph and torch.is_grad_enabled():
+            self._check_whole(tap)
         if tap == self.read:
             self._captured = value.clone() if self.clone else value
-        return self._add(value) if tap == self.write else None
-
-    def _add(self, value: Tensor) -> Tensor | None:
+        if tap != self.write:
+            return None
         captured, self._captured = self._captured, None
+        if again and captured is None:
+            captured = self._earlier(value)
+        elif self._learning and captured is not None and self.read != self.write and recognisable(value):
+            self._kept = captured.detach(), fingerprint(value)
+        return self._add(value, captured)
+
+    def _earlier(self, value: Tensor) -> Tensor:
+        """What was read outside of the part that runs again, which begins behind the read tap."""
+        if self._kept is None or not torch.equal(self._kept[1], fingerprint(value)):
+            raise HostError(
+                f"{self.write} lies in a checkpointed part of the host that {self.read} is not in, and it "
+                "does not come again as it was in the last forward pass; call backward after each forward "
+                "pass, or exclude the slot"
+            )
+        return self._kept[0]
+
+    def _check_whole(self, tap: Tap) -> None:
+        """Re-entrant checkpointing passes no gradient but through its arguments."""
+        read, write = (next(h for h in self._hooks if h.tap == t) for t in (self.read, self.write))
+        apart = tap == self.write and self._captured is None and self.read != self.write
+        if apart or read.without_graph != write.without_graph:
+            raise HostError(
+                f"{self.read} and {self.write} are not in the same checkpointed part of the host, and its "
+                "checkpointing is re-entrant, so that gradients would be lost; use use_reentrant=False, or "
+                "exclude the slot"
+            )
+
+    def _add(self, value: Tensor, captured: Tensor | None) -> Tensor | None:
         if captured is None:
             raise HostError(
                 f"the host reached the write tap {self.write} before the read tap {self.read}; a graft "
@@ -215,36 +242,79 @@ class _EndHook:
         self.graft._end()
 
 
-class _InputHook:
-    """On a module, before its call."""
+class _TapHook:
+    """Counts the calls of a tap's module, the same when a part of the host runs again.
+
+    Which call it is that runs again is known at once where the module is called once in a forward pass, and
+    else from the activation at the tap.
+    """
 
     def __init__(self, graft: Graft, tap: Tap) -> None:
         self.graft = graft
         self.tap = tap
-        self.calls = 0
+        self.without_graph = False
+        self._calls = 0
+        self._shared = False
+        self._seen: list[Tensor | None] = []
+
+    def start(self) -> None:
+        """A forward pass of the host begins."""
+        self._shared = self._shared or self._calls > 1
+        self._calls = 0
+        self._seen.clear()
+        self.without_graph = False
+
+    def _reached(self, value: Tensor | None) -> tuple[bool, bool]:
+        """Whether this is the call that the tap names, and whether it runs again."""
+        if self.graft._again():
+            return self._call_again(value) == self.tap.call, True
+        call, self._calls = self._calls, self._calls + 1
+        if (self._shared or call > 0) and self.graft._learning:
+            self._seen.extend([None] * (call - len(self._seen)))
+            self._seen.append(fingerprint(value) if value is not None and recognisable(value) else None)
+        if call == self.tap.call:
+            self.without_graph = not torch.is_grad_enabled()
+        return call == self.tap.call, False
+
+    def _call_again(self, value: Tensor | None) -> int:
+        if self._calls <= 1:
+            return 0
+        mark = torch.empty(0) if value is None else fingerprint(value)
+        found = [call for call, seen in enumerate(self._seen) if seen is not None and torch.equal(seen, mark)]
+        if not found:
+            found = [call for call, seen in enumerate(self._seen) if seen is None]
+        if len(found) == 1 or (found and self.tap.call not in found):
+            return found[0]
+        raise HostError(
+            f"{self.tap.module!r} is called {self._calls} times in a forward pass, and checkpointing runs it "
+            "again in a way that does not tell which call it is; exclude the slot, or turn checkpointing off"
+        )
+
+
+class _InputHook(_TapHook):
+    """On a module, before its call."""
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self.graft._reached(self):
+        given = activation_of_input(args, kwargs)
+        reached, again = self._reached(given)
+        if not reached:
             return None
-        value = self.graft._pass(self.tap, activation_of_input(args, kwargs))
+        value = self.graft._pass(self, given, again)
         return None if value is None else _with_input(args, kwargs, value)
 
 
-class _OutputHook:
+class _OutputHook(_TapHook):
     """On a module, after its call."""
 
-    def __init__(self, graft: Graft, tap: Tap) -> None:
-        self.graft = graft
-        self.tap = tap
-        self.calls = 0
-
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.graft._reached(self):
+        given = activation_of_output(output)
+        reached, again = self._reached(given)
+        if not reached:
             return None
-        value = self.graft._pass(self.tap, activation_of_output(output))
-        return None if value is None else _with_output(output, value)
+        value = self.graft._pass(self, given, again)
+        return None if value is None else with_first_tensor(output, value)
 
 
 def _submodule(host: nn.Module, tap: Tap) -> nn.Module:

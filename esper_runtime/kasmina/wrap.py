@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper_runtime.contracts import Blueprint, HostError
-from esper_runtime.kasmina.growable import Growable, Limits
+from esper_runtime.kasmina.growable import Growable
+from esper_runtime.kasmina.limits import Limits
 from esper_runtime.kasmina.survey import survey
 
 

@@ -7,45 +7,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper_runtime.local.children import SUPERVISED
     from esper_runtime.local.export import export_run
     from esper_runtime.local.folder import DEFAULT_RUNS, RunFolder, find_run, list_runs
     from esper_runtime.local.look import Fit, Look, look_at
     from esper_runtime.local.plan import Plan, plan_run
     from esper_runtime.local.progress import Progress
+    from esper_runtime.local.replay import Replayed, replay_run
     from esper_runtime.local.run import run_manifest
+    from esper_runtime.local.start import supervise_manifest
+    from esper_runtime.local.steering import Status, status_data, status_of, steer
+    from esper_runtime.local.stop import StopSignals
     from esper_runtime.local.verify import Check, verify_run
 
 _HOMES = {
     "Check": "verify",
+    "SUPERVISED": "children",
     "DEFAULT_RUNS": "folder",
     "Fit": "look",
     "Look": "look",
     "Plan": "plan",
     "Progress": "progress",
+    "Replayed": "replay",
     "RunFolder": "folder",
+    "Status": "steering",
+    "StopSignals": "stop",
+    "status_data": "steering",
+    "status_of": "steering",
+    "steer": "steering",
     "export_run": "export",
     "find_run": "folder",
     "list_runs": "folder",
     "look_at": "look",
     "plan_run": "plan",
+    "replay_run": "replay",
     "run_manifest": "run",
+    "supervise_manifest": "start",
     "verify_run": "verify",
 }
 
 __all__ = [
     "DEFAULT_RUNS",
+    "SUPERVISED",
     "Check",
     "Fit",
     "Look",
     "Plan",
     "Progress",
+    "Replayed",
     "RunFolder",
+    "Status",
+    "StopSignals",
     "export_run",
     "find_run",
     "list_runs",
     "look_at",
     "plan_run",
+    "replay_run",
     "run_manifest",
+    "status_data",
+    "status_of",
+    "steer",
+    "supervise_manifest",
     "verify_run",
 ]
 

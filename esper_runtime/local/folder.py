@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,10 @@ class RunFolder:
         self.model = path / "model"
         self.report = path / "report.html"
         self.error_log = path / "error.log"
+        self.processes = path / "processes.json"
+        self.bus_address = path / "bus.json"
+        self.bus_store = path / "bus"
+        self.logs = path / "logs"
         self._lock = path / "lock"
 
     @property
@@ -56,10 +61,11 @@ class RunFolder:
         return self.journal.exists() and self.journal.stat().st_size > 0
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Iterator[int]:
         """Hold the folder for this process; what was made is removed again if no journal was begun.
 
-        The kernel frees the lock when the process ends, however it ends.
+        The kernel frees the lock when the process, and those that inherited the descriptor which is given,
+        have ended, however they ended.
 
         Raises:
             InputError: another process holds it, or the folder cannot be made.
@@ -78,7 +84,7 @@ class RunFolder:
                     self._leave_nothing(made)
                 raise InputError(f"{self.path}: cannot be written to: {error.strerror}") from None
             try:
-                yield
+                yield handle
             finally:
                 if not self.started:
                     self._leave_nothing(made)
@@ -87,8 +93,10 @@ class RunFolder:
 
     def _leave_nothing(self, made: list[Path]) -> None:
         """Remove what was made for a run that did not begin; everything else stays."""
-        for file in (self._lock, self.manifest, self.journal):
+        for file in (self._lock, self.manifest, self.journal, self.processes, self.bus_address):
             file.unlink(missing_ok=True)
+        for folder in (self.logs, self.bus_store):
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.path, *made[1:]):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -125,9 +133,10 @@ class RunFolder:
     def set_aside(self) -> Path | None:
         """Move what an earlier run left here to a folder of its own; None if there was nothing.
 
-        Call it while the folder is held: the lock stays in place.
+        Call it while the folder is held: the lock and what tells of this start's processes stay in place.
         """
-        earlier = [item for item in self.path.iterdir() if item != self._lock]
+        staying = (self._lock, self.processes, self.bus_address, self.logs)
+        earlier = [item for item in self.path.iterdir() if item not in staying]
         if not earlier:
             return None
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -13,22 +14,37 @@ from esper_runtime.contracts import (
     InputError,
     MorphogeneticRun,
     OutputFormat,
+    PeerLostError,
     RunFailedError,
     Started,
 )
 from esper_runtime.local.changes import check_unchanged
+from esper_runtime.local.children import SUPERVISED
 from esper_runtime.local.comparison import compare_run
-from esper_runtime.local.export import export_program, has_program
+from esper_runtime.local.export import export_run, has_export
 from esper_runtime.local.folder import RunFolder
+from esper_runtime.local.logs import open_logs
 from esper_runtime.local.look import look_at
+from esper_runtime.local.on_bus import Both, connected
+from esper_runtime.local.post import Post
 from esper_runtime.local.progress import Progress
 from esper_runtime.local.stop import StopSignals
+from esper_runtime.local.supervisor import end_helpers
 from esper_runtime.nissa import RunState, count, read_journal, render_report, summarise
-from esper_runtime.tolaria import CheckpointStore, Trainer, raised_in_user_code, replace_file
+from esper_runtime.oona import Bridge
+from esper_runtime.tolaria import (
+    BusObserver,
+    CheckpointStore,
+    Observer,
+    Trainer,
+    raised_in_user_code,
+    replace_file,
+)
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75
+EXIT_PEER_LOST = 76
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR)
 """Errors of a file that cannot be written: the disk is full, or it may not be."""
@@ -54,7 +70,7 @@ def run_manifest(
         console: where progress goes; default: standard output.
 
     Returns:
-        Exit code: 0 done, 1 the run failed, 75 interrupted with a checkpoint.
+        Exit code: 0 done, 1 the run failed, 75 interrupted with a checkpoint, 76 another rank was lost.
 
     Raises:
         InputError: the run cannot work as described; what was there before is as it was.
@@ -63,14 +79,24 @@ def run_manifest(
     folder = RunFolder(runs_dir / run.metadata.name)
     progress = Progress(console)
     grace = run.spec.checkpoint.grace_seconds
-    with StopSignals(progress.say, grace) as signals, folder.held():
+    if os.environ.get("RANK", "0") != "0":
+        with StopSignals(progress.say, grace) as signals:
+            return _follow(run, folder, directory, signals)
+    with StopSignals(progress.say, grace) as signals, contextlib.ExitStack() as stack:
+        if SUPERVISED in os.environ:
+            stack.callback(end_helpers, folder)
+        else:
+            stack.enter_context(folder.held())
         if fresh and folder.started:
             look_at(run, directory)
             _check_fresh(run)
             progress.say(f"the earlier run is kept in {folder.set_aside()}")
         try:
-            with progress.shown():
-                return _go(run, manifest, folder, directory, progress, signals, compare)
+            with progress.shown(), connected(run.metadata.name, folder.journal, progress.say) as bridge:
+                return _go(run, manifest, folder, directory, progress, signals, compare, bridge)
+        except PeerLostError as error:
+            progress.say(str(error))
+            return EXIT_PEER_LOST
         except EsperError as error:
             if not folder.started and not isinstance(error, RunFailedError):
                 raise InputError(str(error)) from error
@@ -97,6 +123,17 @@ def run_manifest(
             return EXIT_FAILED
 
 
+def _follow(run: MorphogeneticRun, folder: RunFolder, directory: Path, signals: StopSignals) -> int:
+    """Train as one of several ranks, of which the first holds the folder and speaks."""
+    trainer = Trainer(run, folder.path, directory=directory)
+    signals.forward(trainer.request_stop)
+    try:
+        return EXIT_INTERRUPTED if trainer.run().outcome == "Interrupted" else EXIT_DONE
+    except PeerLostError as error:
+        print(error, file=sys.stderr)
+        return EXIT_PEER_LOST
+
+
 def _check_fresh(run: MorphogeneticRun) -> None:
     """Checkpoints outside of the run's folder are not moved aside with it."""
     uri = run.spec.checkpoint.uri
@@ -115,9 +152,10 @@ def _go(
     progress: Progress,
     signals: StopSignals,
     compare: bool,
+    bridge: Bridge | None,
 ) -> int:
+    entries = read_journal(folder.journal) if folder.started else []
     if folder.started:
-        entries = read_journal(folder.journal)
         complete = bool(entries) and summarise(entries).state is RunState.COMPLETE
         for started in [entry.event for entry in entries if isinstance(entry.event, Started)][-1:]:
             check_unchanged(run, started, manifest, complete)
@@ -125,9 +163,23 @@ def _go(
         if not complete:
             progress.say(f"run {run.metadata.name!r} is unfinished; going on with it")
     folder.keep_manifest(manifest)
-    trainer = Trainer(run, folder.path, observer=progress, directory=directory)
+    post = None if bridge is None else Post(bridge, run.metadata.name)
+    observer: Observer = progress if bridge is None else Both(progress, BusObserver(bridge, entries))
+    logs = open_logs(run, folder.path, progress.say)
+    trainer = Trainer(
+        run,
+        folder.path,
+        observer=observer if logs is None else Both(observer, logs),
+        directory=directory,
+        commands=post,
+        link=None if post is None else post.link,
+    )
     signals.forward(trainer.request_stop)
-    result = trainer.run()
+    try:
+        result = trainer.run()
+    finally:
+        if logs is not None:
+            logs.close()
     if result.outcome == "Interrupted":
         _write_report(folder)
         place = run.spec.checkpoint.uri or folder.checkpoints
@@ -139,9 +191,10 @@ def _go(
     if not result.trained:
         progress.say(f"run {run.metadata.name!r} is complete; --fresh begins it again and keeps the old one")
     output = run.spec.output.uri or str(folder.model)
-    wanted = OutputFormat.TORCH_EXPORT in run.spec.output.formats
-    if wanted and (result.trained or not has_program(output)):
-        progress.say(f"exported to {export_program(folder, output)}")
+    for kind in run.spec.output.formats:
+        if kind is not OutputFormat.SAFETENSORS and (result.trained or not has_export(output, kind)):
+            exported = export_run(folder, kind, output)
+            progress.say(f"exported to {', '.join(exported.files)} (difference {exported.difference:.1e})")
     if compare and not compare_run(run, folder, directory, progress, signals.stopping):
         _write_report(folder)
         progress.say("the run is complete; its comparison is not: the same command goes on with it")

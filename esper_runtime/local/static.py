@@ -45,9 +45,9 @@ def static_models(
 
     Wider: all widths times one factor. Deeper: one to three more layers, then all widths times the factor
     that meets the size; of these the one whose widths stay nearest to the host's. Empty for a host given by
-    an entrypoint: what is wider or deeper there, only its author knows.
+    an entrypoint or of transformers: what is wider or deeper there, only its author knows.
     """
-    if source.builtin is None:
+    if source.builtin is None or source.builtin == "huggingface":
         return []
     shape = _shape(build_host(source, task, random_seed, directory), source.args)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from esper_runtime.contracts import (
     GONE,
+    AnswerRefused,
+    ControllerChanged,
     JournalEntry,
     Refused,
     Resumed,
@@ -15,9 +17,10 @@ from esper_runtime.contracts import (
     SlotChanged,
     SlotState,
     Started,
+    Steered,
     Validated,
 )
-from esper_runtime.nissa import Metric, count, effective
+from esper_runtime.nissa import Metric, count, effective, in_words
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,14 @@ def describe(entry: JournalEntry) -> str | None:
     if isinstance(event, Refused):
         target = event.directive.seed or event.directive.slot
         return f"not done: {event.directive.operation} {target}: {event.reason}"
+    if isinstance(event, ControllerChanged):
+        return f"the {event.after.lower()} controller decides from here on: {event.reason}"
+    if isinstance(event, AnswerRefused):
+        return f"the controller service is not obeyed: {event.reason}"
     if isinstance(event, SlotChanged) and event.after is SlotState.LOCKED:
         return f"slot {event.slot} is locked: {event.reason}"
+    if isinstance(event, Steered):
+        return in_words(event)
     if isinstance(event, Resumed):
         place = f"checkpoint {event.checkpoint}" if event.checkpoint else "the beginning"
         changes = "; ".join(f"{name}: {change}" for name, change in event.differences.items())

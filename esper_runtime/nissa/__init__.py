@@ -12,22 +12,31 @@ from esper_runtime.nissa.journal import (
     scan_journal,
     verify_journal,
 )
+from esper_runtime.nissa.recording import BEFORE_START, Recording, completed, recording_of
 from esper_runtime.nissa.report import render_report
+from esper_runtime.nissa.steering import Held, held, in_words
 from esper_runtime.nissa.summary import RunState, RunSummary, summarise
 from esper_runtime.nissa.words import Metric, count, duration, macs
 
 __all__ = [
+    "BEFORE_START",
     "Finding",
+    "Held",
     "JournalScan",
     "Metric",
+    "Recording",
     "RunState",
     "RunSummary",
+    "completed",
     "count",
     "duration",
     "effective",
     "explain",
+    "held",
+    "in_words",
     "macs",
     "read_journal",
+    "recording_of",
     "render_report",
     "scan_journal",
     "summarise",

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from esper_runtime.contracts import Directive, JournalEntry, RolledBack, SeedStage
 from esper_runtime.nissa.history import History, SeedLife, read_history
+from esper_runtime.nissa.steering import in_words
 from esper_runtime.nissa.summary import summary_of
-from esper_runtime.nissa.words import clause, count, interval, number, plural, without_step
+from esper_runtime.nissa.tournaments import told, tournaments
+from esper_runtime.nissa.words import clause, count, interval, listing, number, plural, without_step
 
 MAX_SEEDS = 20
 MAX_REASONS = 6
@@ -28,6 +30,9 @@ OUTCOMES = {
 }
 """A seed's stage as the outcome of its life so far."""
 
+HOLDERS = {"Embedded": "the embedded controller", "Service": "the controller service"}
+"""Who may decide, in words."""
+
 
 def explain(entries: Sequence[JournalEntry]) -> str:
     """Tell why the run grew, or why it did not: each seed's life, what was refused, and why it waited.
@@ -39,9 +44,12 @@ def explain(entries: Sequence[JournalEntry]) -> str:
     parts = [
         [_wrapped(f"{history.started.run}: {summary_of(history).headline}", "", "")],
         _seeds(history),
+        _tournaments(history),
         _waiting(history),
         _refused(history),
+        _who_decided(history),
         _faults(history),
+        _commands(history),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
@@ -112,6 +120,10 @@ def _seed(life: SeedLife, history: History) -> list[str]:
         if life.stage is SeedStage.FOSSILIZED:
             told[-1] = (life.entered(SeedStage.FOSSILIZED) or life.end, told[-1][1])
     lines += [_wrapped(f"step {count(step)}: {text}", "      ", "        ") for step, text in told]
+    if (absorbed := history.absorbed.get(life.seed)) is not None:
+        wider = plural(absorbed.units, "unit")
+        text = f"absorbed: {absorbed.producer} and {absorbed.consumer} have {wider} more between them"
+        lines.append(_wrapped(text, "      ", "        "))
     for name, measured in (("behind the host", life.isolated_gain), ("in the host", life.contribution)):
         if measured is not None:
             amount = interval(measured, history.confidence)
@@ -119,6 +131,11 @@ def _seed(life: SeedLife, history: History) -> list[str]:
             text = f"measured {name}: lowers the validation loss by {amount}, {confidence} % interval"
             lines.append(_wrapped(text, "      ", "        "))
     return lines
+
+
+def _tournaments(history: History) -> list[str]:
+    held = [(t.start, told(t, history.confidence)) for t in tournaments(history)[-MAX_REASONS:]]
+    return ["Tournaments", *_steps(held)] if held else []
 
 
 def _waiting(history: History) -> list[str]:
@@ -141,10 +158,44 @@ def _refused(history: History) -> list[str]:
         (step, f"{event.directive.operation} {target(event.directive, history.names)}: {event.reason}")
         for step, event in history.refusals
     ]
+    refused += [(step, event.refused) for step, event in history.absorptions if event.refused is not None]
     lines = ["Refused", *_steps(refused[-MAX_REASONS:])] if refused else []
     if hidden := len(refused) - MAX_REASONS:
         lines += [f"  and {plural(hidden, 'refusal')} before: see the report"] if hidden > 0 else []
     return lines
+
+
+def who_decided(history: History) -> list[tuple[int, str]]:
+    """Hand-overs between the controllers and answers of the service that were not obeyed, by step."""
+    told = [
+        (step, f"{HOLDERS[event.after]} decides from here on (epoch {event.epoch}): {event.reason}")
+        for step, event in history.handovers
+    ]
+    for step, event in history.answers_refused:
+        answer = "an answer" if event.controller is None else f"an answer by {event.controller}"
+        if event.in_reply_to is not None:
+            answer += f" to question {event.in_reply_to} of epoch {event.epoch}"
+        if event.count > 1:
+            answer += f" and {plural(event.count - 1, 'other')} like it"
+        told.append((step, f"{answer} not obeyed: {event.reason}"))
+    return sorted(told, key=lambda pair: pair[0])
+
+
+def _who_decided(history: History) -> list[str]:
+    if history.setting("growth", "controller", "placement") != "Service":
+        return []
+    told = who_decided(history)
+    names = dict.fromkeys(event.controller for _, event in history.decisions)
+    lines = ["Who decided", _wrapped(f"{listing(list(names)) or 'nobody yet'}", "  ", "    ")]
+    lines += _steps(told[-MAX_REASONS:])
+    if (hidden := len(told) - MAX_REASONS) > 0:
+        lines.append(f"  and {plural(hidden, 'note')} before: see the report")
+    return lines
+
+
+def _commands(history: History) -> list[str]:
+    told = [(step, in_words(event)) for step, event in history.steered]
+    return ["Commands", *_steps(told)] if told else []
 
 
 def _faults(history: History) -> list[str]:

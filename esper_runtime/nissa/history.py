@@ -7,9 +7,12 @@ from typing import Any, TypeVar
 
 from esper_runtime.contracts import (
     GONE,
+    Absorbed,
+    AnswerRefused,
     Checkpointed,
     Compared,
     ContractModel,
+    ControllerChanged,
     Decided,
     Finished,
     Interrupted,
@@ -23,6 +26,7 @@ from esper_runtime.contracts import (
     SeedStage,
     SlotChanged,
     Started,
+    Steered,
     Validated,
 )
 from esper_runtime.nissa.journal import effective
@@ -92,11 +96,15 @@ class History:
     validations: tuple[tuple[int, Validated], ...]
     decisions: tuple[tuple[int, Decided], ...]
     refusals: tuple[tuple[int, Refused], ...]
+    handovers: tuple[tuple[int, ControllerChanged], ...]
+    answers_refused: tuple[tuple[int, AnswerRefused], ...]
     changes: tuple[tuple[int, SeedChanged], ...]
     slot_changes: tuple[tuple[int, SlotChanged], ...]
     rollbacks: tuple[tuple[int, RolledBack], ...]
     resumes: tuple[tuple[int, Resumed], ...]
     interruptions: tuple[tuple[int, Interrupted], ...]
+    steered: tuple[tuple[int, Steered], ...]
+    absorptions: tuple[tuple[int, Absorbed], ...]
     checkpoints: tuple[tuple[int, Checkpointed], ...]
     comparisons: tuple[Compared, ...]
     finished: Finished | None
@@ -118,6 +126,11 @@ class History:
     def names(self) -> dict[str, str]:
         """Names of the blueprints that were planted, by id."""
         return {life.blueprint: life.name for life in self.lives}
+
+    @property
+    def absorbed(self) -> dict[str, Absorbed]:
+        """Seeds that are part of two host layers, by id."""
+        return {event.seed: event for _, event in self.absorptions if event.refused is None}
 
     @property
     def growth_off(self) -> bool:
@@ -160,11 +173,15 @@ def read_history(entries: Sequence[JournalEntry]) -> History:
         validations=_pairs(counted, Validated),
         decisions=_pairs(counted, Decided),
         refusals=_pairs(counted, Refused),
+        handovers=_pairs(entries, ControllerChanged),
+        answers_refused=_pairs(entries, AnswerRefused),
         changes=_pairs(counted, SeedChanged),
         slot_changes=_pairs(counted, SlotChanged),
         rollbacks=_pairs(entries, RolledBack),
         resumes=_pairs(entries, Resumed),
         interruptions=_pairs(entries, Interrupted),
+        steered=_pairs(entries, Steered),
+        absorptions=_pairs(counted, Absorbed),
         checkpoints=_pairs(counted, Checkpointed),
         comparisons=_comparisons(entries),
         finished=finished[-1][1] if finished else None,

@@ -23,6 +23,7 @@ from esper_runtime.contracts import (
     SeedStage,
     SlotChanged,
     SlotState,
+    Steered,
     canonical_json,
 )
 
@@ -149,7 +150,7 @@ def effective(entries: list[JournalEntry]) -> list[JournalEntry]:
     """The entries that count: those of steps that were done again are dropped.
 
     `Resumed` and `RolledBack` supersede what was written after their ``after_sequence``, except faults,
-    locks, earlier resumptions and comparisons, which stay true.
+    locks, a person's commands, earlier resumptions and comparisons, which stay true.
     """
     kept: list[JournalEntry] = []
     for entry in entries:
@@ -166,4 +167,4 @@ def _outlives(entry: JournalEntry) -> bool:
         return event.after is SlotState.LOCKED
     if isinstance(event, SeedChanged):
         return event.after is SeedStage.ROLLED_BACK
-    return isinstance(event, Resumed | RolledBack | Compared)
+    return isinstance(event, Resumed | RolledBack | Compared | Steered)

@@ -16,10 +16,12 @@ from esper_runtime.contracts import (
     SeedStage,
 )
 from esper_runtime.nissa import charts, structure, words
-from esper_runtime.nissa.explain import OUTCOMES, cause, target
+from esper_runtime.nissa.explain import OUTCOMES, cause, target, who_decided
 from esper_runtime.nissa.history import History, SeedLife, read_history
 from esper_runtime.nissa.scales import Axis
+from esper_runtime.nissa.steering import in_words
 from esper_runtime.nissa.summary import RunSummary, summary_of
+from esper_runtime.nissa.tournaments import gain_of, tournaments
 
 MAX_LIVES = 100
 MAX_DECISIONS = 150
@@ -89,8 +91,16 @@ def render_report(entries: Sequence[JournalEntry]) -> str:
             marks=marks,
             lives=_lives(history, axis),
             stages=_stages(history),
+            tournaments=_last(tournaments(history), MAX_ROWS),
+            gain_of=gain_of,
             before=structure.draw(started.modules, started.slots, living, show_seeds=False),
-            after=structure.draw(after or started.modules, started.slots, living, started.modules),
+            after=structure.draw(
+                after or started.modules,
+                started.slots,
+                [life for life in living if life.seed not in history.absorbed],
+                started.modules,
+            ),
+            absorptions=_last(history.absorptions, MAX_ROWS),
             elsewhere=structure.elsewhere(started.modules, started.parameters),
             changed=bool(living) or _differ(started.modules, after),
             decisions=_decisions(history),
@@ -98,6 +108,8 @@ def render_report(entries: Sequence[JournalEntry]) -> str:
             cause=cause,
             operations=_OPERATIONS,
             refusals=_last(history.refusals, MAX_ROWS),
+            commands=_last([(step, in_words(event)) for step, event in history.steered], MAX_ROWS),
+            controllers=_last(who_decided(history), MAX_ROWS),
             arms=_arms(history, summary),
             ledger=_ledger(history),
             validations=_spread(history.validations, MAX_ROWS),

@@ -7,6 +7,7 @@ from esper_runtime.contracts import ControllerKind, Growth
 from esper_runtime.tamiyo.heuristic import HeuristicController
 from esper_runtime.tamiyo.limits import plantable, refuse
 from esper_runtime.tamiyo.protocol import Controller, Lesson, OffController
+from esper_runtime.tamiyo.remote import ControllerLink, RemoteController
 
 
 def make_controller(growth: Growth, total_steps: int) -> Controller:
@@ -18,9 +19,11 @@ def make_controller(growth: Growth, total_steps: int) -> Controller:
 
 __all__ = [
     "Controller",
+    "ControllerLink",
     "HeuristicController",
     "Lesson",
     "OffController",
+    "RemoteController",
     "make_controller",
     "plantable",
     "refuse",

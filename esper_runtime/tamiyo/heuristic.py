@@ -9,6 +9,7 @@ from esper_runtime.contracts import (
     Directive,
     Growth,
     Operation,
+    PlanChoice,
     SeedStage,
     SystemState,
 )
@@ -19,7 +20,8 @@ from esper_runtime.tamiyo.limits import Limits
 from esper_runtime.tamiyo.memory import Memory
 from esper_runtime.tamiyo.plan import make_plan
 from esper_runtime.tamiyo.protocol import Lesson
-from esper_runtime.tamiyo.trials import first_round, large_enough, next_round, trial_steps
+from esper_runtime.tamiyo.tournament import GAINED, competitors, cost_of, enter, settle
+from esper_runtime.tamiyo.trials import entrants, first_round, large_enough, next_round, trial_steps
 from esper_runtime.tamiyo.when import Timing, timing
 
 COOLDOWN = 0.02
@@ -62,7 +64,9 @@ class HeuristicController:
 
     def decide(self, state: SystemState) -> Decision:
         """Commands for living seeds first; where there are none, whether and what to plant."""
-        commands = [d for seed in state.seeds if (d := self._judge.command(seed, state)) is not None]
+        single = [seed for seed in state.seeds if not seed.competes]
+        commands = [d for seed in single if (d := self._judge.command(seed, state)) is not None]
+        commands += settle(state, self._growth.gates, self._every)
         if commands:
             return self._command(commands, state)
         return self._plant(state)
@@ -70,7 +74,9 @@ class HeuristicController:
     def _command(self, commands: Sequence[Directive], state: SystemState) -> Decision:
         pairs = {seed.seed: (seed.slot, seed.blueprint) for seed in state.seeds}
         culled = tuple(
-            pairs[d.seed] for d in commands if d.operation is Operation.CULL and d.seed is not None
+            pairs[d.seed]
+            for d in commands
+            if d.operation is Operation.CULL and d.seed is not None and GAINED not in d.evidence
         )
         self._memory = self._memory.with_culled(culled)
         return self._act(commands)
@@ -100,7 +106,38 @@ class HeuristicController:
             return self._idle(state, reason, "waiting: the last trials were a moment ago")
         if make_plan(self._growth.lifecycle, state.step, self._total_steps, self._every, 0) is None:
             return self._idle(state, "unpayable", "a seed planted now could not be judged before the end")
+        if self._growth.lifecycle.plan is PlanChoice.TOURNAMENT:
+            return self._compete(state, when, limits, free)
         return self._try(state, when, limits, free)
+
+    def _compete(
+        self, state: SystemState, when: Timing, limits: Limits, free: Sequence[Candidate]
+    ) -> Decision:
+        """Plant several candidates in one slot, without trials: isolated learning is what selects."""
+        if any(seed.competes for seed in state.seeds):
+            return self._idle(state, "tournament", "waiting: one tournament at a time")
+        most = self._growth.lifecycle.candidates
+        chosen = competitors(entrants(free, state), limits, most)
+        culls = next(slot.culls for slot in state.slots if slot.slot == chosen[0].slot)
+        plan = make_plan(self._growth.lifecycle, state.step, self._total_steps, self._every, culls)
+        assert plan is not None, "the same question was asked before"
+        left = self._growth.controller.trial_share * self._total_steps - self._memory.trial_compute
+        least = min(2, len(chosen))
+        while len(chosen) > least and cost_of(chosen, plan, state) > left:
+            chosen.pop()
+        spent = cost_of(chosen, plan, state)
+        if spent > left:
+            text = (
+                f"a tournament of {len(chosen)} takes the compute of {spent:.0f} steps of the host, and "
+                f"growth.controller.trialShare leaves {left:.0f}"
+            )
+            return self._idle(state, "trials", text)
+        directives = []
+        for candidate in chosen:
+            directives.append(enter(candidate, chosen, plan, when, limits, state))
+            limits.admit(directives[-1])
+        self._note(trial_compute=self._memory.trial_compute + spent)
+        return self._act(directives)
 
     def _worth(self, state: SystemState) -> list[Candidate]:
         """Candidates large enough to be worth a trial that may be tried after what was learned."""
@@ -109,7 +146,7 @@ class HeuristicController:
     def _try(self, state: SystemState, when: Timing, limits: Limits, free: Sequence[Candidate]) -> Decision:
         """Ask for trials, round by round, and choose when the last round is measured."""
         memory, total = self._memory, self._total_steps
-        if memory.probed_at != state.step:
+        if not self._answered(state):
             left = self._growth.controller.trial_share * total - memory.trial_compute
             probe, spent = first_round(free, state, total, left)
             if probe is None:
@@ -118,7 +155,8 @@ class HeuristicController:
             spent += memory.trial_compute
             self._note(probed_at=state.step, rounds=1, trial_compute=spent)
             return Decision(probe=probe, explanation=f"{when.text}: {words.trying(probe)}")
-        tried = [c for c in free if c.trial_steps == trial_steps(memory.rounds - 1, total)]
+        asked_for = trial_steps(memory.rounds - 1, total)
+        tried = [c for c in free if c.gain is not None and c.trial_steps == asked_for]
         probe = next_round(tried, memory.rounds, total)
         if probe is not None:
             self._note(rounds=memory.rounds + 1)
@@ -128,10 +166,18 @@ class HeuristicController:
     def _note(self, **changes: Any) -> None:
         self._memory = self._memory.model_copy(update=changes)
 
+    def _answered(self, state: SystemState) -> bool:
+        """True when the trials asked for last have been made: at this boundary, or at one before it."""
+        memory = self._memory
+        if memory.probed_at is None:
+            return False
+        asked_for = trial_steps(memory.rounds - 1, self._total_steps)
+        return memory.probed_at == state.step or any(c.trial_steps == asked_for for c in state.candidates)
+
     def _resting(self, state: SystemState) -> bool:
         """True within the cooldown after an earlier probe; each that found nothing doubles it."""
         last = self._memory.probed_at
-        if last is None or last == state.step:
+        if last is None or self._answered(state):
             return False
         return state.step - last < self._cooldown << min(self._memory.fruitless, 20)
 

@@ -42,7 +42,7 @@ def verdict(seed: SeedView, state: SystemState, gates: Gates) -> Verdict | None:
     low, high = seed.contribution.lower(z), seed.contribution.upper(z)
     growth = 100 * seed.parameters / state.budget.parameters_start
     measured = (
-        f"with it the validation loss is lower by {_interval(seed.contribution, z)} "
+        f"with it the validation loss is lower by {interval(seed.contribution, z)} "
         f"({gates.confidence:.0%} interval); its price is {price:.3g} for {growth:.1f} % more parameters"
     )
     evidence: Evidence = {
@@ -58,7 +58,8 @@ def verdict(seed: SeedView, state: SystemState, gates: Gates) -> Verdict | None:
     return Verdict(None, f"{measured}: not decided by the interval", evidence)
 
 
-def _interval(measured: Measured, z: float) -> str:
+def interval(measured: Measured, z: float) -> str:
+    """Mean and half-width of the interval in words."""
     return f"{measured.mean:.3g} +- {z * measured.standard_error:.2g}"
 
 
@@ -106,7 +107,7 @@ class Judge:
         if not seed.ready or seed.isolated_gain is None:
             return None
         z = z_value(self._gates.confidence)
-        gain = f"behind the host it lowers the validation loss by {_interval(seed.isolated_gain, z)}"
+        gain = f"behind the host it lowers the validation loss by {interval(seed.isolated_gain, z)}"
         evidence: Evidence = {
             "isolated_gain": seed.isolated_gain.mean,
             "isolated_gain_low": seed.isolated_gain.lower(z),

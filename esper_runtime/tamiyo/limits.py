@@ -1,11 +1,13 @@
 """Limits that no controller can break: directives that would break one are refused with the reason."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from esper_runtime.contracts import (
     Candidate,
     Directive,
     Operation,
+    PlanKind,
     SeedStage,
     SeedView,
     SlotState,
@@ -28,18 +30,23 @@ class Limits:
         self._seeds = {seed.seed: seed for seed in state.seeds}
         self._candidates = {(c.slot, c.blueprint): c for c in state.candidates}
         waiting = [seed for seed in state.seeds if seed.stage in _WAITING]
+        groups: dict[str, list[SeedView]] = defaultdict(list)
+        for seed in waiting:
+            groups[seed.slot if seed.competes else seed.seed].append(seed)
         self.parameters_left = budget.parameters_limit - budget.parameters_now
-        self.parameters_left -= sum(seed.parameters for seed in waiting)
+        self.parameters_left -= sum(max(s.parameters for s in group) for group in groups.values())
         self.macs_left: int | None = None
         if budget.macs_limit is not None:
             self.macs_left = budget.macs_limit - budget.macs_now
-            self.macs_left -= sum(seed.macs_per_example for seed in waiting)
+            self.macs_left -= sum(max(s.macs_per_example for s in group) for group in groups.values())
         unjudged = [seed for seed in state.seeds if seed.stage is not SeedStage.FOSSILIZED]
         self.seeds_left = budget.concurrent_seeds - len(unjudged)
         self._busy: dict[str, str] = {}
         for seed in unjudged:
             self._take(seed.slot, f"seed {seed.seed} in {seed.slot} is not judged yet")
         self._commanded: set[str] = set()
+        self._charged: dict[str, tuple[int, int]] = {}
+        """Parameters and MACs charged for tournaments that begin at this boundary, by slot."""
 
     def _take(self, slot: str, reason: str) -> None:
         """Mark a slot and those that overlap with it as busy."""
@@ -50,7 +57,7 @@ class Limits:
     def why_not_slot(self, slot: SlotView) -> str | None:
         """Why no seed may be planted in the slot now; None when one may."""
         if slot.state is SlotState.LOCKED:
-            return f"slot {slot.slot} is locked after a rollback"
+            return f"slot {slot.slot} is locked until a person unlocks it"
         if slot.state is SlotState.EMBARGOED:
             until = "" if slot.embargoed_until is None else f" until step {slot.embargoed_until}"
             return f"slot {slot.slot} rests{until} after a cull"
@@ -60,26 +67,39 @@ class Limits:
         return None
 
     def why_not_cost(self, candidate: Candidate) -> str | None:
-        """Why the budget does not allow the candidate now; None when it does."""
+        """Why the budget does not allow the candidate now; None when it does.
+
+        What is charged already for the candidate's tournament, of which one can stay at most, is allowed.
+        """
+        parameters, macs = self._more(candidate)
         if self.seeds_left < 1:
             return (
                 f"growth.budget.concurrentSeeds allows {self._state.budget.concurrent_seeds} unjudged seeds"
             )
-        if candidate.parameters > self.parameters_left:
+        if parameters > self.parameters_left:
             return (
-                f"it needs {candidate.parameters:,} parameters and {max(0, self.parameters_left):,} are left "
+                f"it needs {parameters:,} parameters and {max(0, self.parameters_left):,} are left "
                 f"of growth.budget.parameters ({self._state.budget.parameters_limit:,})"
             )
-        if self.macs_left is not None and candidate.macs_per_example > self.macs_left:
+        if self.macs_left is not None and macs > self.macs_left:
             return (
-                f"it needs {candidate.macs_per_example:,} multiply-accumulates per example and "
+                f"it needs {macs:,} multiply-accumulates per example and "
                 f"{max(0, self.macs_left):,} are left of growth.budget.macsPerExample"
             )
         return None
 
+    def _more(self, candidate: Candidate) -> tuple[int, int]:
+        """Parameters and MACs that the candidate needs beyond what its slot's tournament is charged."""
+        parameters, macs = self._charged.get(candidate.slot, (0, 0))
+        return max(0, candidate.parameters - parameters), max(0, candidate.macs_per_example - macs)
+
     def plantable(self, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-        """Those of the candidates that no limit forbids now, in their order."""
+        """Those of the candidates that no limit forbids now, in their order.
+
+        In the slot of a tournament that begins at this boundary these are candidates that may join it.
+        """
         free = {slot.slot for slot in self._state.slots if self.why_not_slot(slot) is None}
+        free.update(self._charged)
         return tuple(c for c in candidates if c.slot in free and self.why_not_cost(c) is None)
 
     def refuse(self, directive: Directive) -> str | None:
@@ -107,7 +127,8 @@ class Limits:
         candidate = self._candidates.get((directive.slot, directive.blueprint))
         if candidate is None:
             return f"blueprint {directive.blueprint} is not among those that fit slot {directive.slot}"
-        return self.why_not_slot(slot) or self.why_not_cost(candidate)
+        joins = directive.plan.kind is PlanKind.TOURNAMENT and directive.slot in self._charged
+        return (None if joins else self.why_not_slot(slot)) or self.why_not_cost(candidate)
 
     def admit(self, directive: Directive) -> None:
         """Count an accepted directive, so that the ones after it are judged with it in mind."""
@@ -116,10 +137,14 @@ class Limits:
         if directive.operation is not Operation.GERMINATE or directive.slot is None:
             return
         candidate = self._candidates[directive.slot, directive.blueprint or ""]
-        self.parameters_left -= candidate.parameters
+        parameters, macs = self._more(candidate)
+        self.parameters_left -= parameters
         if self.macs_left is not None:
-            self.macs_left -= candidate.macs_per_example
+            self.macs_left -= macs
         self.seeds_left -= 1
+        if directive.plan is not None and directive.plan.kind is PlanKind.TOURNAMENT:
+            before = self._charged.get(directive.slot, (0, 0))
+            self._charged[directive.slot] = (before[0] + parameters, before[1] + macs)
         self._take(directive.slot, f"a seed is being planted in {directive.slot}")
 
 

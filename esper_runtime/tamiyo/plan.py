@@ -6,6 +6,14 @@ TRAINING, RAMP, GRAFTING, EMBARGO, WARMUP = 0.05, 0.02, 0.1, 0.1, 0.025
 SHORTEST_GRAFTING = 0.02
 """A derived learning time is not shortened below this share of the run: a judgement would be chance."""
 
+KINDS = {
+    PlanChoice.AUTO: PlanKind.IMMEDIATE,
+    PlanChoice.IMMEDIATE: PlanKind.IMMEDIATE,
+    PlanChoice.ISOLATED: PlanKind.ISOLATED,
+    PlanChoice.TOURNAMENT: PlanKind.TOURNAMENT,
+}
+"""What the heuristic makes of the manifest's choice."""
+
 
 def boundaries(lifecycle: Lifecycle, kind: PlanKind) -> int:
     """Boundaries at which the controller has to be asked between planting a seed and judging it."""
@@ -31,8 +39,8 @@ def make_plan(
         every: steps between two boundaries at which the controller is asked.
         culls: seeds culled in the slot so far; the slot's rest after a cull doubles with each.
     """
-    kind = PlanKind.ISOLATED if lifecycle.plan is PlanChoice.ISOLATED else PlanKind.IMMEDIATE
-    isolates = kind is PlanKind.ISOLATED
+    kind = KINDS[lifecycle.plan]
+    isolates = kind is not PlanKind.IMMEDIATE
     rest = lifecycle.embargo_steps
     plan = GraftingPlan(
         kind=kind,

@@ -5,7 +5,8 @@
 
 from esper_runtime.tolaria.batches import BatchOrder, in_order, length, micro_batches, take, to_device
 from esper_runtime.tolaria.boundary import Boundary, limits_of
-from esper_runtime.tolaria.checkpoint import CheckpointStore, SavedState
+from esper_runtime.tolaria.callbacks import huggingface_callback, lightning_callback
+from esper_runtime.tolaria.checkpoint import CheckpointStore, SavedState, to_bytes
 from esper_runtime.tolaria.disk import replace_file
 from esper_runtime.tolaria.environment import describe, prepared, seed_all
 from esper_runtime.tolaria.evaluate import evaluate
@@ -23,12 +24,15 @@ from esper_runtime.tolaria.hosts import (
 from esper_runtime.tolaria.journal import JournalWriter, must_sync
 from esper_runtime.tolaria.learning import Gradients, Learner
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example, parameters_of
+from esper_runtime.tolaria.messenger import BusObserver
 from esper_runtime.tolaria.model_folder import ARCHITECTURE, WEIGHTS, load, read_model, save_model
 from esper_runtime.tolaria.optimizer import GroupedOptimizer, clip_gradients
 from esper_runtime.tolaria.parts import Parts, build_parts, chosen_blueprints
+from esper_runtime.tolaria.replay import ReplayTrainer
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
 from esper_runtime.tolaria.schedule import learning_rate, newborn_factor, schedule_factor
 from esper_runtime.tolaria.sources import raised_in_user_code, resolve
+from esper_runtime.tolaria.steering import Inbox
 from esper_runtime.tolaria.tasks import (
     BUILTIN_TASKS,
     Batch,
@@ -49,6 +53,7 @@ __all__ = [
     "Batch",
     "BatchOrder",
     "Boundary",
+    "BusObserver",
     "CheckpointStore",
     "ClassificationTask",
     "Cnn",
@@ -56,6 +61,7 @@ __all__ = [
     "Gradients",
     "GroupedOptimizer",
     "Grower",
+    "Inbox",
     "JournalWriter",
     "LanguageTask",
     "Learner",
@@ -66,6 +72,7 @@ __all__ = [
     "Parts",
     "Purpose",
     "RegressionTask",
+    "ReplayTrainer",
     "Result",
     "SavedState",
     "Task",
@@ -79,9 +86,11 @@ __all__ = [
     "clip_gradients",
     "describe",
     "evaluate",
+    "huggingface_callback",
     "in_order",
     "learning_rate",
     "length",
+    "lightning_callback",
     "limits_of",
     "load",
     "load_initial_weights",
@@ -100,5 +109,6 @@ __all__ = [
     "schedule_factor",
     "seed_all",
     "take",
+    "to_bytes",
     "to_device",
 ]

@@ -35,7 +35,9 @@ from esper_runtime.kasmina import (
     probe_slots,
 )
 from esper_runtime.tamiyo import Controller, refuse
+from esper_runtime.tolaria.group import Alone, Group
 from esper_runtime.tolaria.ledger import Ledger, Purpose
+from esper_runtime.tolaria.steering import Steering, seeds_to_settle
 from esper_runtime.tolaria.training_state import structure_of
 from esper_runtime.tolaria.trials import STATISTICS_BATCHES, TrialOptimizer, Trials, TrialSettings
 
@@ -127,6 +129,8 @@ class Boundary:
         journal: takes each event before what it announces happens.
         ledger: counts what is computed.
         stopping: says whether the run is to stop now.
+        steering: what people have commanded.
+        group: the ranks that train together: rank 0's measurements and decisions hold for all.
     """
 
     def __init__(
@@ -139,8 +143,12 @@ class Boundary:
         journal: Callable[[Event], None],
         ledger: Ledger,
         stopping: Callable[[], bool] = lambda: False,
+        steering: Steering | None = None,
+        group: Group | None = None,
     ) -> None:
+        self._group = group or Alone()
         self._stopping = stopping
+        self.steering = steering or Steering()
         self.model = model
         self.controller = controller
         self.settings = settings
@@ -166,6 +174,8 @@ class Boundary:
         Raises:
             TrialsStoppedError: the run is to stop; the boundary is not complete.
         """
+        if self.steering.pinned:
+            return Changes()
         self._measure_seeds(step)
         if step - self._telemetry_at >= STEPS_BETWEEN_TELEMETRY:
             self._telemetry_at = step
@@ -176,6 +186,8 @@ class Boundary:
                 lambda: probe_slots(self.model, self._bench.training_trial(0)),
             )
         decision, state = self._decide(step)
+        if self.steering.paused and not decision.directives:
+            decision = Decision(explanation="growth is paused by a person: nothing new is planted")
         if decision.directives or decision.explanation != self._said:
             self._said = decision.explanation
             self._journal(
@@ -197,18 +209,38 @@ class Boundary:
 
     def _decide(self, step: int) -> tuple[Decision, SystemState]:
         state = self._state(step, {}, None)
-        decision = self.controller.decide(state)
+        decision = self._decision(state)
         trials: Trials | None = None
         gains: dict[tuple[str, str], Measured | None] = {}
         for _ in range(MOST_PROBES):
             if decision.probe is None:
                 return decision, state
             trials = trials or self._new_trials(step)
-            gains = trials.measure(decision.probe)
+            gains = self._rank_0s_gains(trials.measure(decision.probe))
             state = self._state(step, gains, decision.probe.steps)
-            decision = self.controller.decide(state)
+            decision = self._decision(state)
         text = f"the controller asked for trials more than {MOST_PROBES} times at one boundary"
         return Decision(explanation=text), state
+
+    def _decision(self, state: SystemState) -> Decision:
+        """What the controller decides; of several ranks, rank 0 alone asks it."""
+        if self._group.size == 1:
+            return self.controller.decide(state)
+        mine = self.controller.decide(state).model_dump(mode="json") if self._group.leads else None
+        return Decision.model_validate(self._group.share(mine))
+
+    def _rank_0s(self, measured: Measured | None) -> Measured | None:
+        if self._group.size == 1:
+            return measured
+        shared = self._group.share(None if measured is None else measured.model_dump(mode="json"))
+        return None if shared is None else Measured.model_validate(shared)
+
+    def _rank_0s_gains(
+        self, gains: dict[tuple[str, str], Measured | None]
+    ) -> dict[tuple[str, str], Measured | None]:
+        if self._group.size == 1:
+            return gains
+        return {pair: self._rank_0s(gain) for pair, gain in gains.items()}
 
     def _new_trials(self, step: int) -> Trials:
         return Trials(
@@ -226,11 +258,11 @@ class Boundary:
     ) -> SystemState:
         model, limits = self.model, self.model.limits
         offered = tuple(
-            c
-            if gains.get((c.slot, c.blueprint)) is None
-            else c.model_copy(update={"gain": gains[c.slot, c.blueprint], "trial_steps": trial_steps})
+            c.model_copy(update={"gain": gains[c.slot, c.blueprint], "trial_steps": trial_steps})
+            if (c.slot, c.blueprint) in gains
+            else c
             for c in self._candidates
-            if c.blueprint not in model.quarantined
+            if c.blueprint not in model.quarantined and not self.steering.paused
         )
         return SystemState(
             step=step,
@@ -273,7 +305,7 @@ class Boundary:
                 lambda: measure_contribution(self.model, seed, trials),
             )
         self._ledger.attribute(seed.identity, self._ledger.total - before)
-        return measured
+        return self._rank_0s(measured)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return self.settings.trials.autocast()
@@ -292,6 +324,7 @@ class Boundary:
                     1,
                     partial(initialise_from_gradients, self.model, seed, batches),
                 )
+            self._group.follow((*seed.body.parameters(), *seed.body.buffers()))
             prefix = f"living.{seed.identity}.body."
             named = ((f"{prefix}{name}", parameter) for name, parameter in seed.body.named_parameters())
             plan = seed.plan
@@ -300,11 +333,20 @@ class Boundary:
             )
 
     def finish(self, step: int) -> Changes:
-        """End every seed that is not part of the model for good; the run is over."""
-        for seed in self.model.seeds:
-            if seed.stage is not SeedStage.FOSSILIZED:
-                early = seed.stage in (SeedStage.GERMINATED, SeedStage.LOADING, SeedStage.TRAINING)
-                self.model.submit(_end(seed, Operation.CANCEL if early else Operation.CULL, step))
+        """End every seed that is not part of the model for good; the run is over.
+
+        Where a person has pinned the structure, seeds that contribute are measured and kept.
+        """
+        if self.steering.pinned:
+            for command in seeds_to_settle(self.model.seeds, step, pinned=True):
+                if command.operation is Operation.EVALUATE:
+                    self.model.submit(command)
+            self.apply(step)
+            for seed in self.model.seeds:
+                if seed.stage in (SeedStage.EVALUATING, SeedStage.FINE_TUNING):
+                    seed.contribution = self._contribution(seed)
+        for command in seeds_to_settle(self.model.seeds, step, self.steering.pinned):
+            self.model.submit(command)
         return self.apply(step)
 
     def state(self) -> dict[str, Any]:
@@ -322,8 +364,3 @@ class Boundary:
         self.validations = [Validation.model_validate(item) for item in data["validations"]]
         self._said = data["said"]
         self._telemetry_at = data["telemetryAt"]
-
-
-def _end(seed: Seed, operation: Operation, step: int) -> Directive:
-    why = f"step {step}: the run is over and seed {seed.identity} was not kept for good"
-    return Directive(operation=operation, seed=seed.identity, effective_step=step, explanation=why)

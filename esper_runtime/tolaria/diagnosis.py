@@ -40,6 +40,7 @@ def find_blame(
     sound: Callable[[], bool],
     was_sound: Callable[[], bool],
     steps: int,
+    bad_data: Callable[[str | None], str | None] = lambda found: found,
 ) -> Blame:
     """Decide what caused a fault.
 
@@ -50,10 +51,11 @@ def find_blame(
         sound: runs the failing pass again and says whether its numbers are good.
         was_sound: the same in the last good state, in which it leaves the model.
         steps: optimizer steps done.
+        bad_data: makes of what this rank found in its part of the batch what holds for all ranks.
     """
     if fault.seed is not None:
         return Blame("seed", "its own numbers are not finite", model.seed(fault.seed))
-    if fault.kind != "validation" and (bad := _not_finite(batch)) is not None:
+    if fault.kind != "validation" and (bad := bad_data(_not_finite(batch))) is not None:
         return Blame("data", f"{bad} of the batch holds NaN or infinity")
     young = [
         seed
@@ -83,15 +85,21 @@ def find_blame(
     return Blame("unknown", "the same pass fails without the young seeds too")
 
 
-def pass_is_sound(model: Growable, trial: Trial, ceiling: float) -> bool:
-    """Whether a forward and backward pass gives a finite loss of at most ``ceiling`` and finite gradients."""
+def pass_is_sound(
+    model: Growable, trial: Trial, ceiling: float, mean: Callable[[float], float] = float
+) -> bool:
+    """Whether a forward and backward pass gives a finite loss of at most ``ceiling`` and finite gradients.
+
+    ``mean`` is taken of the loss and of the gradients' norm: of all ranks that share the batch.
+    """
     loss = trial.losses(model(*trial.args, **trial.kwargs)).mean()
-    if not math.isfinite(loss.item()) or loss.item() > ceiling:
+    level = mean(loss.item())
+    if not math.isfinite(level) or level > ceiling:
         return False
     grown = [p for seed in model.seeds if seed.contributing for p in seed.parameters()]
     parameters = [p for p in (*model.host.parameters(), *grown) if p.requires_grad]
     gradients = [g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]
-    return math.isfinite(torch.nn.utils.get_total_norm(gradients).item())
+    return math.isfinite(mean(torch.nn.utils.get_total_norm(gradients).item()))
 
 
 @contextmanager

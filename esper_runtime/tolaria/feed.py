@@ -13,9 +13,15 @@ class Feed:
         data: all training examples.
         order: which examples form which batch.
         device: where the batches are wanted; the data is moved there once.
+        rank: whose part of each batch is learned from, of
+        ranks: that share it evenly.
     """
 
-    def __init__(self, data: Batch, order: BatchOrder, device: torch.device) -> None:
+    def __init__(
+        self, data: Batch, order: BatchOrder, device: torch.device, rank: int = 0, ranks: int = 1
+    ) -> None:
+        share = order.batch_size // ranks
+        self._share = slice(rank * share, (rank + 1) * share) if ranks > 1 else None
         self._data = to_device(data, device)
         self._order = order
         self.position = 0
@@ -31,14 +37,15 @@ class Feed:
         return number
 
     def batch(self, number: int) -> Batch:
-        """The batch of that number."""
-        return take(self._data, self._order.indices(number))
+        """The batch of that number; of several ranks, this one's part of it."""
+        indices = self._order.indices(number)
+        return take(self._data, indices if self._share is None else indices[self._share])
 
     def coming(self, index: int) -> Batch:
-        """The ``index``-th of the batches to come, without moving on."""
+        """The ``index``-th of the batches to come, whole, without moving on."""
         number = self.upcoming()
         for _ in range(index):
             number += 1
             while number in self.barred:
                 number += 1
-        return self.batch(number)
+        return take(self._data, self._order.indices(number))

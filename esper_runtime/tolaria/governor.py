@@ -6,6 +6,7 @@ journal and the feed the batches to skip.
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,6 +150,21 @@ class Governor:
         if self._waiting is not None and self.band.above == 0:
             self._promote(self._waiting)
         return None
+
+    def state(self) -> dict[str, Any]:
+        """What a resumption needs, as JSON: a fault in the next steps is then blamed on the same batches."""
+        return {
+            "recent": list(self.recent),
+            "withoutProgress": self._without_progress,
+            "faultStep": self._fault_step,
+        }
+
+    def resume(self, data: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, in a new process; a rollback leaves it as it is."""
+        self.recent.clear()
+        self.recent.extend(data.get("recent", ()))
+        self._without_progress = data.get("withoutProgress", 0)
+        self._fault_step = data.get("faultStep", -1)
 
     def _promote(self, state: GoodState) -> None:
         self._good, self._waiting = state, None

@@ -9,26 +9,39 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from esper_runtime.contracts import Event, Growth, InputError, RunFailedError, Validation
+from esper_runtime.contracts import (
+    AbsorbWhen,
+    CheckpointError,
+    Event,
+    Growth,
+    InputError,
+    RunFailedError,
+    Validation,
+)
 from esper_runtime.kasmina import (
     Changes,
     Growable,
+    Move,
     Trial,
+    absorb_all,
+    cohorts,
     evaluating,
-    learn_isolated,
+    learn_side_by_side,
     nowhere,
     untouched_random_state,
 )
 from esper_runtime.tamiyo import Controller, make_controller
+from esper_runtime.tolaria.behind import charged, drops_out
 from esper_runtime.tolaria.boundary import Boundary, BoundarySettings, limits_of
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example
-from esper_runtime.tolaria.optimizer import clip_gradients
+from esper_runtime.tolaria.optimizer import clip_gradients, merge_state
 from esper_runtime.tolaria.schedule import newborn_factor
 from esper_runtime.tolaria.training_state import structure_of
 from esper_runtime.tolaria.trials import TrialSettings
@@ -75,6 +88,18 @@ class SeedOptimizer:
             self._seeds.state.pop(parameter, None)
         del self._groups[name]
 
+    def absorb(self, name: str, moves: Iterable[Move]) -> None:
+        """Let the user's state of host parameters follow an absorbed seed, and drop the seed's."""
+        assert self._seeds is not None
+        betas = self._host.param_groups[0].get("betas")
+        held = {parameter for group in self._host.param_groups for parameter in group["params"]}
+        for move in moves:
+            if move.parameter in held:
+                part = {} if move.part is None else self._seeds.state.get(move.part, {})
+                own = self._host.state.get(move.parameter, {})
+                self._host.state[move.parameter] = merge_state(own, part, move, betas)
+        self.remove_group(name)
+
     def update_seeds(self, step: int) -> None:
         """One update of the seeds that have gradients, for optimizer step ``step`` (0-based)."""
         if self._seeds is None:
@@ -86,6 +111,22 @@ class SeedOptimizer:
             group["lr"] = base * factor * newborn_factor(step, born, warmup)
         self._seeds.step()
         self._seeds.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """Groups and moments of the seeds; the user's own optimizer is saved by the user."""
+        return {
+            "groups": {name: list(facts) for name, facts in self._groups.items()},
+            "optimizer": None if self._seeds is None else self._seeds.state_dict(),
+        }
+
+    def restore(self, data: dict[str, Any], model: Growable) -> None:
+        """Take over what `state` gave; the seeds live in ``model``."""
+        self._seeds, self._groups = None, {}
+        for name, (born, factor, warmup) in data["groups"].items():
+            parameters = model.seed(name).body.named_parameters()
+            self.add_group(name, parameters, int(born), float(factor), int(warmup))
+        if self._seeds is not None and data["optimizer"] is not None:
+            self._seeds.load_state_dict(data["optimizer"])
 
     def _settings(self) -> dict[str, Any]:
         return {key: value for key, value in self._host.param_groups[0].items() if key != "params"}
@@ -166,6 +207,7 @@ class Grower:
         self.ledger = Ledger()
         self._optimizer = SeedOptimizer(optimizer)
         self._losses = losses
+        self._journal = journal
         self._clip_norm = clip_norm
         self._recent: deque[Trial] = deque(maxlen=RECENT_BATCHES)
         limit = growth.gates.validation_examples
@@ -193,6 +235,11 @@ class Grower:
             self.ledger,
         )
 
+    @property
+    def total_steps(self) -> int:
+        """Length of the loop."""
+        return self._boundary.settings.total_steps
+
     def step(self, inputs: Any, target: Any) -> Changes:
         """Call after ``optimizer.step()`` with the batch of that step, before gradients are dropped.
 
@@ -210,6 +257,44 @@ class Grower:
         with torch.enable_grad():
             return self._step(inputs, target)
 
+    def state(self) -> dict[str, Any]:
+        """What growth needs to go on, as tensors, numbers and text; save it with model and optimizer.
+
+        The host's own weights are not in it. The last batches are not either: what is tried at a boundary
+        after a resumption, is tried on the batches since.
+        """
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {
+            "version": 1,
+            "steps": self.steps,
+            "architecture": self.model.architecture(),
+            "seeds": {n: t.detach().clone() for n, t in tensors.items() if n.startswith("living.")},
+            "optimizer": self._optimizer.state(),
+            "boundary": self._boundary.state(),
+            "ledger": self.ledger.state(),
+        }
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Take over what `state` gave; the host's weights and the user's optimizer are restored before.
+
+        Raises:
+            CheckpointError: the state is not a grower's, or belongs to another model.
+        """
+        if data.get("version") != 1:
+            raise CheckpointError("this is not the state of a Grower: it has no version 1")
+        self.model.rebuild(data["architecture"])
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith("living.")}
+        if own.keys() != data["seeds"].keys():
+            raise CheckpointError("the seeds' weights do not belong to the saved architecture")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(data["seeds"][name])
+        self.steps = data["steps"]
+        self._optimizer.restore(data["optimizer"], self.model)
+        self._boundary.restore(data["boundary"])
+        self.ledger.restore(data["ledger"])
+
     def _step(self, inputs: Any, target: Any) -> Changes:
         batch = self._trial(inputs, target)
         self._check_gradients()
@@ -219,7 +304,9 @@ class Grower:
         self.steps += 1
         settings = self._boundary.settings
         if self.steps >= settings.total_steps:
-            return self._boundary.finish(self.steps)
+            changes = self._boundary.finish(self.steps)
+            self._absorb(batch)
+            return changes
         changes = self._boundary.apply(self.steps)
         if self.steps % settings.every == 0:
             self._validate()
@@ -235,16 +322,25 @@ class Grower:
         def criterion(output: Any) -> Tensor:
             return batch.losses(output).mean()
 
-        for seed in self.model.isolating():
-            loss = self.ledger.measure(
-                Purpose.ISOLATED,
-                f"{structure_of(self.model)}/{seed.identity}",
+        for seeds in cohorts(self.model.isolating()):
+            losses = charged(
+                self.ledger,
+                structure_of(self.model),
+                seeds,
                 1,
-                lambda seed=seed: learn_isolated(self.model, seed, batch.args, batch.kwargs, criterion),  # type: ignore[misc]
+                self.model.host_macs,
+                partial(learn_side_by_side, self.model, seeds, batch.args, batch.kwargs, criterion),
             )
-            norm = clip_gradients(seed.body.parameters(), self._clip_norm)
-            if not bool(torch.isfinite(loss + norm)):
-                seed.failure = f"it learned a loss of {loss.item()} with a gradient norm of {norm.item()}"
+            for seed, loss in zip(seeds, losses.tolist(), strict=True):
+                norm = clip_gradients(seed.body.parameters(), self._clip_norm).item()
+                if not drops_out(seed, loss, norm) and not math.isfinite(loss + norm):
+                    seed.failure = f"it learned a loss of {loss} with a gradient norm of {norm}"
+
+    def _absorb(self, batch: Trial) -> None:
+        """At the end, let the host's layers take up what they can, where ``growth`` wants it."""
+        if self._boundary.settings.growth.lifecycle.absorb is AbsorbWhen.AT_END:
+            for merged in absorb_all(self.model, batch.args, batch.kwargs, self._journal).merged:
+                self._optimizer.absorb(merged.absorption.seed, merged.moves)
 
     def _check_gradients(self) -> None:
         """Seeds learn from the loop's own backward pass: without its gradients they would silently stay as

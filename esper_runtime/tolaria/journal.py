@@ -8,6 +8,8 @@ from typing import Self
 
 from esper_runtime.contracts import (
     GENESIS,
+    AnswerRefused,
+    ControllerChanged,
     Event,
     JournalEntry,
     JournalError,
@@ -132,8 +134,9 @@ class JournalWriter:
 def must_sync(event: Event) -> bool:
     """Whether an entry must be on the disk before the run goes on.
 
-    Validations can be measured again, and a seed that is only named or loading has not touched the model.
+    Validations can be measured again, a seed that is only named or loading has not touched the model, and who
+    decides is settled anew after a failure.
     """
     if isinstance(event, SeedChanged):
         return event.after not in (SeedStage.GERMINATED, SeedStage.LOADING)
-    return not isinstance(event, Validated)
+    return not isinstance(event, Validated | ControllerChanged | AnswerRefused)

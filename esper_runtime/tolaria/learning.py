@@ -4,6 +4,8 @@ Between the two lies the governor's check, so that numbers gone bad never reach 
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from esper_runtime.contracts import Precision, Training
-from esper_runtime.kasmina import Growable, learn_isolated
+from esper_runtime.contracts import Compilation, Precision, Training
+from esper_runtime.kasmina import Growable, Seed, cohorts, direct_gradients, learn_side_by_side
+from esper_runtime.tolaria.agreement import average_gradients, floating_buffers
 from esper_runtime.tolaria.batches import length, micro_batches
+from esper_runtime.tolaria.behind import charged, drops_out
 from esper_runtime.tolaria.evaluate import autocast
+from esper_runtime.tolaria.group import Alone, Group
 from esper_runtime.tolaria.ledger import Ledger, Purpose
 from esper_runtime.tolaria.optimizer import GroupedOptimizer, clip_gradients
+from esper_runtime.tolaria.regions import Regions
 from esper_runtime.tolaria.tasks import Batch, Task
 from esper_runtime.tolaria.training_state import structure_of
 
@@ -48,6 +54,7 @@ class Learner:
         training: clipping, accumulation and precision.
         device: where the batches are.
         ledger: counts the passes.
+        group: the processes that share each batch; default: this one alone.
     """
 
     def __init__(
@@ -58,8 +65,14 @@ class Learner:
         training: Training,
         device: torch.device,
         ledger: Ledger,
+        group: Group | None = None,
     ) -> None:
         self.model = model
+        self._group = group or Alone()
+        self.wants: Callable[[], tuple[bool, ...]] = tuple
+        """What this rank has to tell the others with its next gradients."""
+        self.heard: tuple[bool, ...] = ()
+        """The same of all ranks after the last gradients: True where one of them wanted it."""
         self.optimizer = optimizer
         self._task = task
         self._training = training
@@ -67,6 +80,8 @@ class Learner:
         self._ledger = ledger
         self._autocast = autocast(training.precision, device)
         self.loss_scale = LARGEST_SCALE if training.precision is Precision.FLOAT16 else 1.0
+        self.isolated_scale = self.loss_scale
+        self._regions = Regions(model) if training.compile is Compilation.REGIONS else None
         self.clean_steps = 0
         self.structure = ""
         self._joint: list[Parameter] = []
@@ -83,6 +98,8 @@ class Learner:
         self._isolating = bool(isolating)
         self._uniform = len({(p.dtype, p.device) for p in self._joint}) == 1
         self.structure = structure_of(self.model)
+        if self._regions is not None:
+            self._regions.update()
 
     def gradients(self, batch: Batch, step: int) -> Gradients:
         """Leave the clipped gradients of optimizer step ``step`` (0-based) in the parameters."""
@@ -93,6 +110,8 @@ class Learner:
         for part in parts[1:]:
             total = total + self._backward(part, examples)
         isolated = self._isolated(parts[0]) if self._isolating else {}
+        if self._group.size > 1:
+            total = self._averaged(total)
         gradients = [p.grad for p in self._joint if p.grad is not None]
         if self.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.loss_scale)
@@ -105,6 +124,28 @@ class Learner:
         elif (limit := self._training.clip_norm) is not None and limit < norm_value < math.inf:
             torch._foreach_mul_(gradients, limit / (norm_value + 1e-6))
         return Gradients(loss_value, norm_value, isolated)
+
+    def _averaged(self, loss: Tensor) -> Tensor:
+        """Average loss and gradients over the ranks; a seed that failed on one rank has failed on all."""
+        seeds, wants = list(self.model.seeds), self.wants()
+        flags = loss.new_tensor([*wants, *(seed.failure is not None for seed in seeds)], dtype=torch.float32)
+        buffers = floating_buffers(self.model)
+        sums = average_gradients(self._group, self._learning(self._joint), buffers, [loss, *flags])
+        self.heard = tuple(said > 0 for said in sums[1 : 1 + len(wants)])
+        for seed, failed in zip(seeds, sums[1 + len(wants) :], strict=True):
+            if failed and seed.failure is None:
+                seed.failure = "it failed on another rank"
+        return loss.new_tensor(sums[0] / self._group.size)
+
+    def _averaged_behind(self, seeds: list[Seed], losses: Tensor) -> Tensor:
+        """The same for seeds that learn behind the host."""
+        parameters = [p for seed in seeds for p in self.optimizer.parameters(seed.identity)]
+        sums = average_gradients(self._group, self._learning(parameters), [], list(losses))
+        return losses.new_tensor(sums) / self._group.size
+
+    @staticmethod
+    def _learning(parameters: list[Parameter]) -> list[Parameter]:
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         """Joint 2-norm as a scalar tensor; NaN or infinity anywhere shows in it."""
@@ -134,10 +175,16 @@ class Learner:
                 losses = task.losses(host(*args, **kwargs), part)
             return losses.mean() if count == examples else losses.sum() / examples
 
-        loss = ledger.measure(Purpose.FORWARD, self.structure, count, forward)
-        scaled = loss if self.loss_scale == 1.0 else loss * self.loss_scale
-        ledger.measure(Purpose.BACKWARD, self.structure, count, scaled.backward)
+        with self._compiled(), direct_gradients():
+            loss = ledger.measure(Purpose.FORWARD, self.structure, count, forward)
+            scaled = loss if self.loss_scale == 1.0 else loss * self.loss_scale
+            ledger.measure(Purpose.BACKWARD, self.structure, count, scaled.backward)
         return loss.detach()
+
+    def _compiled(self) -> AbstractContextManager[None]:
+        """Compiled regions, but for the pass in which operations are counted."""
+        known = self._ledger.knows(self.structure, Purpose.FORWARD, Purpose.BACKWARD)
+        return self._regions.compiled() if self._regions is not None and known else nullcontext()
 
     def _isolated(self, part: Batch) -> dict[str, tuple[float, float]]:
         """Seeds behind the host learn from the first micro-batch."""
@@ -147,23 +194,49 @@ class Learner:
         args, kwargs = self._task.inputs(part)
 
         def criterion(output: Any) -> Tensor:
-            return self._task.losses(output, part).mean()
+            loss = self._task.losses(output, part).mean()
+            return loss if self.isolated_scale == 1.0 else loss * self.isolated_scale
 
         found: dict[str, tuple[float, float]] = {}
-        for seed in seeds:
+        for group in cohorts(seeds):
 
-            def learn(seed: Any = seed) -> Tensor:
+            def learn(group: list[Seed] = group) -> Tensor:
                 with self._autocast:
-                    return learn_isolated(self.model, seed, args, kwargs, criterion)
+                    return learn_side_by_side(self.model, group, args, kwargs, criterion)
 
-            before = self._ledger.total
-            loss = self._ledger.measure(
-                Purpose.ISOLATED, f"{self.structure}/{seed.identity}", length(part), learn
-            )
-            self._ledger.attribute(seed.identity, self._ledger.total - before)
-            norm = clip_gradients(self.optimizer.parameters(seed.identity), self._training.clip_norm)
-            found[seed.identity] = (loss.item(), norm.item())
+            losses = charged(self._ledger, self.structure, group, length(part), self.model.host_macs, learn)
+            if self._group.size > 1:
+                losses = self._averaged_behind(group, losses)
+            for seed, scaled in zip(group, losses.tolist(), strict=True):
+                loss, norm = scaled / self.isolated_scale, self._norm_behind(seed, scaled)
+                if not drops_out(seed, loss, norm):
+                    found[seed.identity] = (loss, norm)
         return found
+
+    def _norm_behind(self, seed: Seed, loss: float) -> float:
+        """Clip the gradients of a seed behind the host, and return their norm before.
+
+        Its Float16 loss has a scale of its own, so that the host's does not depend on the seed.
+        """
+        parameters = self.optimizer.parameters(seed.identity)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.isolated_scale != 1.0 and gradients:
+            torch._foreach_mul_(gradients, 1.0 / self.isolated_scale)
+        norm = clip_gradients(parameters, self._training.clip_norm).item()
+        if self.isolated_scale > 1.0 and math.isfinite(loss) and not math.isfinite(norm):
+            self.isolated_scale /= 2
+            for parameter in parameters:
+                parameter.grad = None
+            return 0.0
+        return norm
+
+    def scales(self) -> list[float]:
+        """Scales of the Float16 losses and the steps since one was lowered, for a checkpoint."""
+        return [self.loss_scale, self.clean_steps, self.isolated_scale]
+
+    def set_scales(self, saved: list[float]) -> None:
+        """Go on with what `scales` gave."""
+        self.loss_scale, self.clean_steps, self.isolated_scale = saved[0], int(saved[1]), saved[2]
 
     def update(self) -> None:
         """Apply the gradients and drop them."""
@@ -173,3 +246,4 @@ class Learner:
             self.clean_steps += 1
             if self.clean_steps % SCALE_GROWS_AFTER == 0:
                 self.loss_scale = min(LARGEST_SCALE, self.loss_scale * 2)
+                self.isolated_scale = min(LARGEST_SCALE, self.isolated_scale * 2)

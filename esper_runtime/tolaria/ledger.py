@@ -28,6 +28,9 @@ class Purpose(StrEnum):
     TEST = "test"  # once, after the end
 
 
+_SHARED = (Purpose.FORWARD, Purpose.BACKWARD, Purpose.ISOLATED)
+
+
 class Ledger:
     """Counts multiply-accumulates (MACs) by purpose.
 
@@ -37,9 +40,14 @@ class Ledger:
     not, as is usual. Counting changes no result.
 
     The ledger is never rolled back: what was spent on steps that were undone stays spent.
+
+    Args:
+        ranks: processes that share each training batch. The training passes of all are counted; what each of
+            them does for itself alike, such as a validation, is counted once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int = 1) -> None:
+        self._ranks = ranks
         self._totals: dict[Purpose, int] = dict.fromkeys(Purpose, 0)
         self._seeds: dict[str, int] = {}
         self._known: dict[tuple[Purpose, str], tuple[int, int]] = {}
@@ -57,6 +65,7 @@ class Ledger:
         known = self._known.get((purpose, structure))
         if known is None:
             macs, result = count_macs(fn)
+            macs *= self._ranks if purpose in _SHARED else 1
             self._known[purpose, structure] = (macs, examples)
             self._totals[purpose] += macs
             return result
@@ -65,6 +74,10 @@ class Ledger:
             macs if examples == known_examples else round(macs * examples / known_examples)
         )
         return fn()
+
+    def knows(self, structure: str, *purposes: Purpose) -> bool:
+        """True where passes of ``structure`` for all ``purposes`` have been counted before."""
+        return all((purpose, structure) in self._known for purpose in purposes)
 
     def add(self, purpose: Purpose, macs: int) -> None:
         """Add compute that is known from elsewhere."""
@@ -91,12 +104,15 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """JSON data for a checkpoint."""
-        return {"purposes": self.by_purpose, "seeds": self.by_seed}
+        known = [[str(purpose), key, *found] for (purpose, key), found in self._known.items()]
+        return {"purposes": self.by_purpose, "seeds": self.by_seed, "known": known}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the counts of `state` (when a run is resumed, not when it is rolled back)."""
         self._totals = {purpose: int(state["purposes"].get(str(purpose), 0)) for purpose in Purpose}
         self._seeds = {seed: int(macs) for seed, macs in state["seeds"].items()}
+        for purpose, key, macs, examples in state.get("known", ()):
+            self._known[Purpose(purpose), key] = int(macs), int(examples)
 
 
 def parameters_of(model: nn.Module) -> int:

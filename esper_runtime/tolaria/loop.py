@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import torch
 
@@ -10,21 +11,25 @@ from esper_runtime.contracts import (
     Event,
     RolledBack,
     RunFailedError,
+    SteeringCommand,
     Validated,
     Validation,
 )
 from esper_runtime.kasmina import Changes, detached_call, untouched_random_state
 from esper_runtime.tamiyo import Lesson
+from esper_runtime.tolaria.agreement import all_random_states, check_equal, own_random_state
 from esper_runtime.tolaria.boundary import Boundary
-from esper_runtime.tolaria.checkpoint import CheckpointStore, SavedState
+from esper_runtime.tolaria.checkpoint import SavedState
 from esper_runtime.tolaria.diagnosis import Blame, find_blame, pass_is_sound
 from esper_runtime.tolaria.evaluate import trial_of
+from esper_runtime.tolaria.followers import Checkpoints, Journal
 from esper_runtime.tolaria.governor import Fault, GoodState, Governor
-from esper_runtime.tolaria.journal import JournalWriter, must_sync
+from esper_runtime.tolaria.journal import must_sync
 from esper_runtime.tolaria.ledger import Purpose
 from esper_runtime.tolaria.macs import count_macs
 from esper_runtime.tolaria.parts import Parts
 from esper_runtime.tolaria.result import Observer
+from esper_runtime.tolaria.steering import Steering
 from esper_runtime.tolaria.tasks import Batch
 from esper_runtime.tolaria.training_state import capture, restore
 from esper_runtime.tolaria.trials import TrialsStoppedError
@@ -41,12 +46,20 @@ class Loop:
         journal: of the run.
         store: takes the checkpoints.
         observer: is told of steps and events.
+        steering: what people command.
     """
 
     def __init__(
-        self, parts: Parts, journal: JournalWriter, store: CheckpointStore, observer: Observer
+        self,
+        parts: Parts,
+        journal: Journal,
+        store: Checkpoints,
+        observer: Observer,
+        steering: Steering | None = None,
     ) -> None:
         self.parts = parts
+        self._group = parts.group
+        self.steering = steering or Steering()
         self.governor = Governor()
         self.step = 0
         self.total_steps = parts.total_steps
@@ -60,8 +73,12 @@ class Loop:
             parts,
             self.record,
             parts.ledger,
-            lambda: self._must_stop() is not None,
+            lambda: self._group.any(self._must_stop() is not None),
+            self.steering,
+            parts.group,
         )
+        parts.learner.wants = lambda: (self._must_stop() is not None, self.steering.waiting)
+        self._told, self._command_waits = False, False
         self._cut_short = False
         self._journal = journal
         self._store = store
@@ -82,12 +99,16 @@ class Loop:
     def train(self) -> str | None:
         """Go on until the last step; returns why it stopped earlier, if it was told to stop."""
         learner, feed, governor = self.parts.learner, self.parts.feed, self.governor
+        self._told = self._told or self._group.any(self._must_stop() is not None)
         while self.step < self.total_steps and self.converged is None:
-            if (reason := self._must_stop()) is not None:
-                return reason
+            if (reason := self._agreed_stop()) is not None:
+                self._steer()
+                return self.steering.stop or reason
             number = feed.upcoming()
             batch = feed.batch(number)
             gradients = learner.gradients(batch, self.step)
+            if learner.heard:
+                self._told, self._command_waits = learner.heard
             fault = governor.judge(gradients, number)
             if fault is None:
                 learner.update()
@@ -108,11 +129,12 @@ class Loop:
         try:
             return self._between_steps()
         except TrialsStoppedError:
-            self._cut_short = True
+            self._cut_short = self._told = True
             return None
 
     def _between_steps(self) -> Fault | None:
         step = self.step
+        self._steer()
         last = step >= self.total_steps
         changes = self._noticed(self.boundary.finish(step) if last else self.boundary.apply(step))
         if last or step % self._validate_every == 0:
@@ -122,12 +144,32 @@ class Loop:
             last = last or self.converged is not None
         if not last and step % self.boundary.settings.every == 0:
             changes = self._noticed(self.boundary.ask(step))
+            self._keep_place()
         self.learn_what_is_due()
         if step % self._keep_every == 0 and self.governor.calm and (step == 0 or not changes.structural):
             self.governor.keep(self.good_state())
         if step and (last or (step % self._checkpoint_every == 0 and self._sound())):
             self.checkpoint()
         return None
+
+    def _steer(self) -> None:
+        """Journal what people have commanded; it takes effect at this boundary."""
+        new = self.steering.arrived() if self._group.size == 1 else self._arrived_at_rank_0()
+        self.steering.apply(self.step, self.parts.model, self.record, lambda: self._journal.sequence, new)
+
+    def _arrived_at_rank_0(self) -> list[SteeringCommand]:
+        """The commands of which the last gradients brought word: they reach rank 0 alone."""
+        if not self._command_waits:
+            return []
+        self._command_waits = False
+        mine = [c.model_dump(mode="json") for c in self.steering.arrived()] if self._group.leads else None
+        return [SteeringCommand.model_validate(command) for command in self._group.share(mine)]
+
+    def _keep_place(self) -> None:
+        """Rank 0's journal has entries that only it knows of, such as those of a remote controller."""
+        sequence = self._group.share(self._journal.sequence)
+        if not self._group.leads:
+            self._journal.sequence = sequence
 
     def _sound(self) -> bool:
         """Whether the next step's loss will be sound: to go on from a ruined state would help nobody."""
@@ -140,20 +182,32 @@ class Loop:
                 return trial.losses(output).mean().item()
 
         found = parts.ledger.measure(Purpose.DIAGNOSIS, parts.learner.structure, 1, loss)
+        found = self._group.mean(found)
         return math.isfinite(found) and found <= self.governor.band.ceiling
 
     def _noticed(self, changes: Changes) -> Changes:
         """Let the learner and the governor know what the boundary changed."""
         if changes.moved:
             self.parts.learner.structure_changed()
+            check_equal(self._group, self.parts.model, self.parts.optimizer, self.step)
         if any(seed.alpha > 0 for seed in changes.gone):
             self.governor.band.settle_anew()
         return changes
+
+    def _agreed_stop(self) -> str | None:
+        """Why to stop now; of several ranks, all stop at the step after one of them asked for it."""
+        if self._group.size == 1:
+            return self._must_stop()
+        if not self._told:
+            return None
+        return self._must_stop() or "another rank was told to stop"
 
     def _must_stop(self) -> str | None:
         budget = self.parts.run.spec.budget
         if self.stop is not None:
             return self.stop
+        if self.steering.told_to_stop:
+            return self.steering.stop or "esper stop"
         if budget.wall_seconds and time.monotonic() - self._clock[0] > budget.wall_seconds:
             return f"budget.wallSeconds ({budget.wall_seconds:g}) is used up"
         if budget.device_seconds and time.process_time() - self._clock[1] > budget.device_seconds:
@@ -162,7 +216,7 @@ class Loop:
 
     def _validate(self) -> Fault | None:
         parts, step = self.parts, self.step
-        loss, metric = parts.evaluate(parts.task.validation, Purpose.VALIDATION)
+        loss, metric = self._group.share(parts.evaluate(parts.task.validation, Purpose.VALIDATION))
         if not (math.isfinite(loss) and math.isfinite(metric)):
             return Fault("validation", f"the validation loss is {loss}, the metric {metric}")
         train_loss = sum(self._losses) / len(self._losses) if self._losses else None
@@ -238,7 +292,9 @@ class Loop:
                 data = parts.task.validation
 
                 def sound() -> bool:
-                    return all(map(math.isfinite, parts.evaluate(data, Purpose.VALIDATION)))
+                    return all(
+                        map(math.isfinite, self._group.share(parts.evaluate(data, Purpose.VALIDATION)))
+                    )
             else:
 
                 def sound() -> bool:
@@ -250,7 +306,12 @@ class Loop:
                 ceiling = good.facts["band"]["ceiling"]
                 return self._pass_is_sound(batch, math.inf if ceiling is None else ceiling)
 
-            return find_blame(fault, parts.model, batch, sound, was_sound, self.step)
+            return find_blame(fault, parts.model, batch, sound, was_sound, self.step, self._found_by_any)
+
+    def _found_by_any(self, found: str | None) -> str | None:
+        """What the first rank that found something found."""
+        blobs = self._group.gather_bytes((found or "").encode())
+        return next((blob.decode() for blob in blobs if blob), None)
 
     def _batches_to_skip(self, fault: Fault, blame: Blame, batch: Batch, good: GoodState) -> tuple[int, ...]:
         """The batches that brought the fault. May leave the model in the good state, or changed from it."""
@@ -270,7 +331,7 @@ class Loop:
     def _pass_is_sound(self, batch: Batch, ceiling: float) -> bool:
         """Whether forward and backward pass give good numbers; counted, also where it ends half-way."""
         trial = trial_of(self.parts.task, batch)
-        macs, sound = count_macs(lambda: pass_is_sound(self.parts.model, trial, ceiling))
+        macs, sound = count_macs(lambda: pass_is_sound(self.parts.model, trial, ceiling, self._group.mean))
         self.parts.ledger.add(Purpose.DIAGNOSIS, macs)
         return sound
 
@@ -329,9 +390,11 @@ class Loop:
             "position": parts.feed.position,
             "barred": sorted(parts.feed.barred),
             "boundary": self.boundary.state(),
+            "steering": self.steering.state(),
             "band": self.governor.band.state(),
+            "governor": self.governor.state(),
             "ledger": parts.ledger.state(),
-            "lossScale": [parts.learner.loss_scale, parts.learner.clean_steps],
+            "lossScale": parts.learner.scales(),
             "losses": list(self._losses),
             "patience": [None if math.isinf(self._best) else self._best, self._worse],
             "seconds": list(self.seconds()),
@@ -345,8 +408,9 @@ class Loop:
         self.step = facts["step"]
         parts.feed.position = facts["position"]
         self.boundary.restore(facts["boundary"])
+        self.steering.restore(facts.get("steering", {}), facts["sequence"])
         self.governor.band.restore(facts["band"])
-        parts.learner.loss_scale, parts.learner.clean_steps = facts["lossScale"]
+        parts.learner.set_scales(facts["lossScale"])
         self._losses = list(facts["losses"])
         best, self._worse = facts["patience"]
         self._best = math.inf if best is None else best
@@ -355,7 +419,10 @@ class Loop:
 
     def resume(self, saved: SavedState) -> None:
         """Go on from a checkpoint in a new process."""
-        self.restore(saved)
+        seed, step = self.parts.run.spec.training.random_seed, saved.facts["step"]
+        random = own_random_state(self._group, saved.random, seed, step)
+        self.restore(replace(saved, random=random))
+        self.governor.resume(saved.facts.get("governor", {}))
         self.parts.feed.barred.update(saved.facts["barred"])
         self.parts.ledger.restore(saved.facts["ledger"])
         self._spent = tuple(saved.facts["seconds"])
@@ -365,10 +432,8 @@ class Loop:
         """Write a checkpoint of the present state, unless there is one already."""
         if self._checkpointed == self.step:
             return
-        saved, sequence = self.saved_state(), self._journal.sequence
-        name, digest = self._store.write(saved, self.step, self._journal.incarnation, sequence)
+        self._write(self.saved_state(), self.step, self._journal.sequence)
         self._checkpointed = self.step
-        self.record(Checkpointed(checkpoint=name, digest=digest))
 
     def last_checkpoint(self) -> None:
         """Leave a checkpoint to go on from: of now, or of the last good state if a boundary was cut short."""
@@ -376,8 +441,12 @@ class Loop:
             self.checkpoint()
         elif self.step and self.governor.good.step > self._checkpointed:
             good = self.governor.good
-            name, digest = self._store.write(good.saved, good.step, self._journal.incarnation, good.sequence)
-            self.record(Checkpointed(checkpoint=name, digest=digest))
+            self._write(good.saved, good.step, good.sequence)
+
+    def _write(self, saved: SavedState, step: int, sequence: int) -> None:
+        whole = replace(saved, random=all_random_states(self._group, saved.random))
+        name, digest = self._store.write(whole, step, self._journal.incarnation, sequence)
+        self.record(Checkpointed(checkpoint=name, digest=digest))
 
     def seconds(self) -> tuple[float, float]:
         """Wall and CPU seconds of the run so far, all processes together."""

@@ -79,7 +79,7 @@ def save_model(model: Growable, run: MorphogeneticRun, task: Task, uri: str) -> 
             "vocabulary": shape.vocabulary,
             "perPosition": shape.per_position,
         },
-        "places": [_place_record(place) for place in model.places.values()],
+        "places": [_place_record(place) for place in model.surveyed.values()],
         "grafts": model.architecture(),
         "weights": {"file": WEIGHTS, "sha256": digest, "bytes": len(weights)},
     }

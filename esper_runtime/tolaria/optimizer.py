@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from esper_runtime.contracts import CheckpointError, OptimizerName, Training
+from esper_runtime.kasmina import Move
 from esper_runtime.tolaria.schedule import learning_rate, newborn_factor
 
 HOST_GROUP = "host"
@@ -98,6 +99,28 @@ class GroupedOptimizer:
             optimizer.state.pop(parameter, None)
         optimizer.param_groups = [other for other in optimizer.param_groups if other is not group]
         del self._groups[name]
+
+    def absorb(self, group: str, moves: Iterable[Move]) -> None:
+        """Let the state of host parameters follow an absorbed seed, and drop the seed's group.
+
+        What was the seed's learns at the host's rate from now on; a factor or warm-up of its own ends here.
+        See `merge_state` for what becomes of its moments.
+
+        Args:
+            group: the seed's id.
+            moves: from `esper_runtime.kasmina.absorb`.
+        """
+        betas = None
+        if self._training.optimizer.name is OptimizerName.ADAMW:
+            betas = self._training.optimizer.betas
+        state = self._optimizer.state
+        held = set(self.parameters())
+        for move in moves:
+            if move.parameter in held:
+                part = state.get(move.part, {}) if move.part is not None else {}
+                state[move.parameter] = merge_state(state.get(move.parameter, {}), part, move, betas)
+        if group in self._groups:
+            self.remove_group(group)
 
     def set_learning_rates(self, step: int) -> float:
         """Set every group's learning rate for optimizer step ``step`` (0-based); returns the host's."""
@@ -215,6 +238,52 @@ class GroupedOptimizer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+
+
+def merge_state(
+    host: Mapping[str, Any], part: Mapping[str, Any], move: Move, betas: tuple[float, float] | None
+) -> dict[str, Any]:
+    """State of a host parameter that was extended by a seed's.
+
+    Moments are joined like the parameters. Adam keeps one step count for a parameter: the seed's moments are
+    scaled so that, corrected for their bias, they are at the host's count what they were at the seed's. Both
+    learn as before exactly where the counts are equal, and with SGD always.
+
+    Args:
+        host: state of the host parameter before it was extended; empty where it has none.
+        part: state of the seed's parameter; empty where it has none.
+        move: which was extended by which, along which axis.
+        betas: of Adam; None where moments are not corrected for their bias.
+    """
+    if not host and not part:
+        return {}
+    counts = [float(state["step"]) if "step" in state else 0.0 for state in (host, part)]
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys([*host, *part]):
+        if key == "step":
+            merged[key] = host[key] if key in host else part[key].clone()
+            continue
+        parameter, axis = move.parameter, move.axis
+        width = parameter.shape[axis]
+        own: Any = host.get(key)
+        other: Any = part.get(key)
+        added = width - own.shape[axis] if own is not None else other.shape[axis]
+        shape = list(parameter.shape)
+        shape[axis] = width - added
+        own = parameter.new_zeros(shape) if own is None else own
+        shape[axis] = added
+        other = parameter.new_zeros(shape) if other is None else other * _scale(key, counts, betas)
+        merged[key] = torch.cat([own, other], dim=axis)
+    return merged
+
+
+def _scale(key: str, counts: list[float], betas: tuple[float, float] | None) -> float:
+    """Factor on a seed's moment that keeps its corrected value at the host's step count."""
+    host, own = counts
+    if betas is None or key not in ("exp_avg", "exp_avg_sq") or 0 in (host, own):
+        return 1.0
+    beta = betas[key == "exp_avg_sq"]
+    return float((1 - beta**host) / (1 - beta**own))
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> Tensor:

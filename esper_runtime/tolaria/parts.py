@@ -10,14 +10,20 @@ import torch
 from torch import nn
 
 from esper_runtime.blueprint import catalogue
-from esper_runtime.contracts import Blueprint, ControllerKind, InputError, MorphogeneticRun
+from esper_runtime.contracts import Blueprint, ControllerKind, InputError, MorphogeneticRun, Precision
 from esper_runtime.kasmina import Growable, Limits, Survey, Trial, survey
 from esper_runtime.tamiyo import Controller, make_controller
 from esper_runtime.tolaria.batches import BatchOrder, to_device
 from esper_runtime.tolaria.boundary import BoundarySettings, limits_of
 from esper_runtime.tolaria.evaluate import autocast, evaluate, trial_of, trials_in
 from esper_runtime.tolaria.feed import Feed
-from esper_runtime.tolaria.hosts import build_host, check_smallest_batch, load_initial_weights
+from esper_runtime.tolaria.group import Alone, Group
+from esper_runtime.tolaria.hosts import (
+    build_host,
+    check_smallest_batch,
+    enable_gradient_checkpointing,
+    load_initial_weights,
+)
 from esper_runtime.tolaria.learning import Learner
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example
 from esper_runtime.tolaria.optimizer import GroupedOptimizer
@@ -26,6 +32,8 @@ from esper_runtime.tolaria.training_state import structure_of
 from esper_runtime.tolaria.trials import TrialOptimizer, TrialSettings
 
 DEFAULT_VALIDATION_BATCH = 500
+TRIAL_LOSS_SCALE = 2.0**12
+"""Of Float16 losses in trials: lower than a run's own, since trials are too short to find a scale."""
 
 
 def chosen_blueprints(run: MorphogeneticRun) -> dict[str, Blueprint]:
@@ -64,6 +72,7 @@ class Parts:
     learner: Learner
     controller: Controller
     total_steps: int
+    group: Group
 
     @property
     def settings(self) -> BoundarySettings:
@@ -79,6 +88,7 @@ class Parts:
                 initialisation=growth.lifecycle.initialisation,
                 learning_rate_factor=growth.lifecycle.learning_rate_factor,
                 random_seed=training.random_seed,
+                loss_scale=TRIAL_LOSS_SCALE if training.precision is Precision.FLOAT16 else 1.0,
             ),
         )
 
@@ -126,6 +136,7 @@ def build_parts(
     task: Task | None = None,
     controller: Controller | None = None,
     directory: Path | None = None,
+    group: Group | None = None,
 ) -> Parts:
     """Load the task, build the host and everything around it.
 
@@ -136,6 +147,7 @@ def build_parts(
         task: instead of the manifest's.
         controller: instead of the manifest's.
         directory: the manifest's folder, for entrypoints and relative paths.
+        group: the processes that train together; default: this one alone.
 
     Raises:
         InputError: something that the manifest names cannot work; the text says what and what would.
@@ -146,6 +158,8 @@ def build_parts(
     host = host if host is not None else build_host(run.spec.host, task, seed, directory)
     if training.initial_weights is not None:
         load_initial_weights(host, training.initial_weights, directory)
+    if training.gradient_checkpointing:
+        enable_gradient_checkpointing(host, f"host {run.spec.host.entrypoint or run.spec.host.builtin!r}")
     host.to(device).train()
     args, kwargs = task.inputs(to_device({name: tensor[:2] for name, tensor in task.train.items()}, device))
     found = survey(host, args, kwargs, growth.slots.include, growth.slots.exclude)
@@ -163,13 +177,14 @@ def build_parts(
         random_seed=seed,
         freeze_fossils=growth.lifecycle.freeze_fossils,
     )
-    smallest = training.batch_size // training.accumulate
+    group = group or Alone()
+    smallest = training.batch_size // (training.accumulate * group.size)
     check_smallest_batch(host, task, smallest, f"host {run.spec.host.entrypoint or run.spec.host.builtin!r}")
     order = BatchOrder(_examples(task), training.batch_size, seed)
     total_steps = training.steps or (training.epochs or 0) * order.batches_per_epoch
     trainable = [(f"host.{name}", p) for name, p in host.named_parameters() if p.requires_grad]
     optimizer = GroupedOptimizer(training, total_steps, trainable)
-    ledger = Ledger()
+    ledger = Ledger(group.size)
     return Parts(
         run=run,
         device=device,
@@ -178,10 +193,11 @@ def build_parts(
         model=model,
         optimizer=optimizer,
         ledger=ledger,
-        feed=Feed(task.train, order, device),
-        learner=Learner(model, optimizer, task, training, device, ledger),
+        feed=Feed(task.train, order, device, group.rank, group.size),
+        learner=Learner(model, optimizer, task, training, device, ledger, group),
         controller=controller or make_controller(growth, total_steps),
         total_steps=total_steps,
+        group=group,
     )
 
 

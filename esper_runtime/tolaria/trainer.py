@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from esper_runtime.contracts import (
@@ -10,21 +11,29 @@ from esper_runtime.contracts import (
     InputError,
     Interrupted,
     MorphogeneticRun,
+    RolledBack,
     RunFailedError,
     SlotSummary,
     Started,
+    Steered,
     canonical_json,
 )
 from esper_runtime.planning import AlreadyComplete, Refuse, Resume
-from esper_runtime.tamiyo import Controller
+from esper_runtime.tamiyo import Controller, ControllerLink, RemoteController
+from esper_runtime.tolaria.absorption import absorb_at_end
+from esper_runtime.tolaria.checkpoint import SavedState
 from esper_runtime.tolaria.environment import describe, prepared, seed_all
+from esper_runtime.tolaria.followers import Beginning, JournalPosition, NoCheckpoints, hand_over, take_over
+from esper_runtime.tolaria.group import Group, join
 from esper_runtime.tolaria.journal import JournalWriter
 from esper_runtime.tolaria.ledger import Purpose
 from esper_runtime.tolaria.loop import Loop
 from esper_runtime.tolaria.model_folder import check_output, digest_of, save_model
 from esper_runtime.tolaria.opening import Opening, open_run, resume_from
 from esper_runtime.tolaria.parts import Parts, build_parts
+from esper_runtime.tolaria.randomness import derived_seed
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
+from esper_runtime.tolaria.steering import Inbox, Steering
 from esper_runtime.tolaria.tasks import Task
 
 MODEL = "model"
@@ -41,6 +50,8 @@ class Trainer:
         task: a task to use instead of the manifest's.
         controller: decides instead of the manifest's.
         directory: the manifest's folder, for entrypoints and relative paths.
+        commands: what people command, as it arrives; another thread may append to it.
+        link: the way to a controller service, for manifests that place the controller there.
     """
 
     def __init__(
@@ -52,12 +63,15 @@ class Trainer:
         task: Task | None = None,
         controller: Controller | None = None,
         directory: Path | None = None,
+        commands: Inbox | None = None,
+        link: ControllerLink | None = None,
     ) -> None:
         self._run = run
         self._folder = Path(folder)
         self._observer = observer or NoObserver()
         self._host, self._task, self._controller = host, task, controller
         self._directory = directory
+        self._commands, self._link = commands, link
         self._loop: Loop | None = None
         self._stop: str | None = None
 
@@ -75,28 +89,95 @@ class Trainer:
             RunFailedError: the numbers went bad again and again; the journal says how.
             JournalError: the journal is damaged or cannot be written.
             CheckpointError: a checkpoint cannot be written, or belongs to another model.
+            PeerLostError: another rank is gone; a new group goes on from the last checkpoint.
         """
         with prepared(self._run.spec.training) as device:
-            opening = open_run(self._run, self._folder)
-            if isinstance(opening.attempt, Refuse):
-                raise InputError(f"{self._folder}: {opening.attempt.reason}")
-            if isinstance(opening.attempt, AlreadyComplete):
-                return self._complete_before(opening)
-            check_output(self._output)
-            parts = build_parts(self._run, device, self._host, self._task, self._controller, self._directory)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            resumption = opening.attempt if isinstance(opening.attempt, Resume) else None
-            incarnation = resumption.incarnation if resumption else 0
-            with JournalWriter(opening.journal, incarnation) as journal:
-                self._loop = Loop(parts, journal, opening.store, self._observer)
-                self._loop.stop = self._stop
-                try:
-                    self._begin(self._loop, opening, resumption)
-                    reason = self._loop.train()
-                    return self._finish(self._loop) if reason is None else self._interrupt(self._loop, reason)
-                except RunFailedError as error:
-                    self._record_failure(self._loop, error)
-                    raise
+            group = join(self._run.spec.training.workers, device)
+            return self._lead(group, device) if group.leads else self._follow(group, device)
+
+    def _lead(self, group: Group, device: torch.device) -> Result:
+        """Train as rank 0, or as the only process."""
+        opening = open_run(self._run, self._folder)
+        if isinstance(opening.attempt, Refuse):
+            raise InputError(f"{self._folder}: {opening.attempt.reason}")
+        complete = isinstance(opening.attempt, AlreadyComplete)
+        group.share(complete)
+        if complete:
+            return self._complete_before(opening)
+        check_output(self._output)
+        parts = self._parts(group, device)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        resumption = opening.attempt if isinstance(opening.attempt, Resume) else None
+        incarnation = resumption.incarnation if resumption else 0
+        with JournalWriter(opening.journal, incarnation) as journal:
+            self._loop = self._new_loop(parts, journal, opening)
+            self._loop.stop = self._stop
+            try:
+                self._begin(self._loop, journal, opening, resumption)
+                reason = self._loop.train()
+                return self._finish(self._loop) if reason is None else self._interrupt(self._loop, reason)
+            except RunFailedError as error:
+                self._record_failure(self._loop, error)
+                raise
+
+    def _follow(self, group: Group, device: torch.device) -> Result:
+        """Train as one of the other ranks, which keep no files: rank 0 tells where to begin."""
+        if group.share(None):
+            return Result("Complete", "it was complete before", 0, self._folder, trained=False)
+        parts = self._parts(group, device)
+        beginning = take_over(group)
+        journal = JournalPosition(beginning.incarnation, beginning.sequence)
+        steering = Steering(None, beginning.steered)
+        self._loop = loop = Loop(parts, journal, NoCheckpoints(), self._observer, steering)
+        loop.stop = self._stop
+        seed_all(derived_seed("rank", self._run.spec.training.random_seed, group.rank) % 2**32)
+        if beginning.saved is not None:
+            loop.resume(beginning.saved)
+        loop.remember(beginning.faults)
+        self._go_on(loop, beginning.saved is not None)
+        reason = loop.train()
+        if reason is not None:
+            loop.last_checkpoint()
+            group.close()
+            return Result("Interrupted", reason, loop.step, self._folder)
+        loop.checkpoint()
+        group.close()
+        return Result("Complete", loop.converged or "all steps are done", loop.step, self._folder)
+
+    def _parts(self, group: Group, device: torch.device) -> Parts:
+        return build_parts(
+            self._run, device, self._host, self._task, self._controller, self._directory, group
+        )
+
+    def _new_loop(self, parts: Parts, journal: JournalWriter, opening: Opening) -> Loop:
+        remote = self._remote(parts, journal.incarnation)
+        if remote is not None:
+            parts.controller = remote
+        steering = Steering(self._commands, opening.entries)
+        loop = Loop(parts, journal, opening.store, self._observer, steering)
+        if remote is not None:
+            remote.journal = loop.record
+        return loop
+
+    def _remote(self, parts: Parts, incarnation: int) -> RemoteController | None:
+        """The controller that asks the service, with the embedded one inside; None where it decides here."""
+        growth = self._run.spec.growth
+        if self._controller is not None or not growth.controller.asks_service:
+            return None
+        if self._link is None:
+            raise InputError(
+                "spec.growth.controller.placement is Service, and this process has no bus to reach it over; "
+                "start it with `esper run` (without --no-bus), give Trainer a link, or choose Embedded"
+            )
+        return RemoteController(
+            parts.controller,
+            self._link,
+            growth,
+            parts.total_steps,
+            self._run.metadata.name,
+            incarnation,
+            growth.controller.patience_seconds,
+        )
 
     @property
     def _output(self) -> str:
@@ -107,22 +188,30 @@ class Trainer:
         step, finished = opening.finished
         return Result("Complete", "it was complete before", step, self._folder, finished, trained=False)
 
-    def _begin(self, loop: Loop, opening: Opening, resumption: Resume | None) -> None:
+    def _begin(self, loop: Loop, journal: JournalWriter, opening: Opening, resumption: Resume | None) -> None:
         """Put the loop in the state that the run is in, and journal how that came about."""
         parts = loop.parts
-        environment = describe(parts.device)
+        environment = describe(parts.device) | {"ranks": str(parts.group.size)}
         seed_all(self._run.spec.training.random_seed)
-        saved = None
+        saved: SavedState | None = None
+        faults: tuple[RolledBack, ...] = ()
         if resumption is not None:
             back = resume_from(opening, resumption, environment)
-            saved = back.saved
+            saved, faults = back.saved, back.faults
             if saved is not None:
                 loop.resume(saved)
-            loop.remember(back.faults)
+            loop.remember(faults)
             loop.record(back.event)
         if not any(isinstance(entry.event, Started) for entry in opening.entries):
             loop.record(_started(parts, opening, environment))
-        if saved is None:
+        steered = tuple(entry for entry in opening.entries if isinstance(entry.event, Steered))
+        hand_over(parts.group, Beginning(journal.incarnation, journal.sequence, steered, faults, saved))
+        self._go_on(loop, saved is not None)
+
+    def _go_on(self, loop: Loop, resumed: bool) -> None:
+        """The first boundary; all ranks together, with the same weights."""
+        if not resumed:
+            loop.parts.group.follow((*loop.parts.model.parameters(), *loop.parts.model.buffers()))
             fault = loop.between_steps()
             if fault is not None:
                 raise RunFailedError(f"before the first step {fault.what}; look at the host and the data")
@@ -132,6 +221,7 @@ class Trainer:
 
     def _interrupt(self, loop: Loop, reason: str) -> Result:
         loop.last_checkpoint()
+        loop.parts.group.close()
         loop.record(Interrupted(reason=reason))
         return Result("Interrupted", reason, loop.step, self._folder)
 
@@ -139,6 +229,8 @@ class Trainer:
         """Touch the test set, the only time; write the model, then the last entry."""
         parts = loop.parts
         loop.checkpoint()
+        parts.group.close()
+        absorb_at_end(parts, loop.record)
         test_loss, test_metric = parts.evaluate(parts.task.test, Purpose.TEST)
         digest = save_model(parts.model, self._run, parts.task, self._output)
         validation = loop.boundary.validations[-1]

@@ -81,13 +81,17 @@ class TrialsStoppedError(EsperError):
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What all trials of a run have in common: clipping, precision, and how newborns begin and learn."""
+    """What all trials of a run have in common: clipping, precision, and how newborns begin and learn.
+
+    ``loss_scale`` is what losses are multiplied by for the backward pass (Float16).
+    """
 
     clip_norm: float | None
     autocast: Callable[[], AbstractContextManager[Any]]
     initialisation: Initialisation
     learning_rate_factor: float
     random_seed: int
+    loss_scale: float = 1.0
 
 
 class Trials:
@@ -173,6 +177,7 @@ class Trials:
 
     def _learn(self, twin: _Twin, steps: int) -> None:
         parameters = [p for group in twin.optimizer.param_groups for p in group["params"]]
+        scale = self._settings.loss_scale
         for index in range(len(twin.losses), steps):
             if self._stopping():
                 raise TrialsStoppedError(f"stopped while candidates were tried at step {self._step}")
@@ -183,12 +188,15 @@ class Trials:
                 with self._settings.autocast():
                     losses = trial.losses(twin.model(*trial.args, **trial.kwargs))
                 loss = losses.mean()
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss if scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
                 return losses.detach()
 
             losses = self._ledger.measure(Purpose.PROBE, twin.structure, 1, passes)
-            clip_gradients(parameters, self._settings.clip_norm)
-            twin.optimizer.step()
+            if scale != 1.0:
+                torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / scale)
+            norm = clip_gradients(parameters, self._settings.clip_norm)
+            if scale == 1.0 or bool(torch.isfinite(norm)):
+                twin.optimizer.step()
             twin.optimizer.zero_grad(set_to_none=True)
             twin.losses.append(losses.mean())
 

@@ -54,7 +54,7 @@ FIELDS: list[Case] = [
     ("spec.training.deterministic", "yes", ['given "yes"', "allowed: true or false"]),
     ("spec.training.device", "gpu", ['given "gpu"', "allowed: one of auto, cpu, cuda"]),
     ("spec.training.initialWeights", "", ['given ""', "allowed: text of 1 to 1000 characters"]),
-    ("spec.training.workers.count", 4, ["given 4", "allowed: a whole number, only 1"]),
+    ("spec.training.workers.count", 65, ["given 65", "allowed: a whole number from 1 to 64"]),
     ("spec.training.learningRate", 0.1, ["unknown field", "'spec.training.optimizer.learningRate'"]),
     ("spec.training.optimizer.name", "Adam", ['given "Adam"', "allowed: one of AdamW, SGD"]),
     ("spec.training.optimizer.learningRate", 0, ["given 0", "allowed: a number above 0 and at most 100"]),
@@ -79,7 +79,7 @@ FIELDS: list[Case] = [
     ("spec.growth.budget.concurrentSeeds", 0, ["given 0", "allowed: a whole number from 1 to 1000"]),
     ("spec.checkpoint.keep", 0, ["given 0", "allowed: a whole number from 1 to 1000"]),
     ("spec.checkpoint.graceSeconds", 0, ["given 0", "allowed: a number above 0 and at most 3600"]),
-    ("spec.output.formats", ["onnx"], ['given "onnx"', "safetensors, torch-export"]),
+    ("spec.output.formats", ["onyx"], ['given "onyx"', "safetensors, torch, torch-export, onnx"]),
     ("spec.budget.wallSeconds", -1, ["given -1", "allowed: a number above 0"]),
     ("spec.budget.parameters", "2x", ["unknown field", "'spec.growth.budget.parameters'"]),
 ]
@@ -178,8 +178,12 @@ def test_a_wrong_field_is_refused_with_its_path_what_was_given_and_what_is_allow
 
 @pytest.mark.parametrize("case", PARTS, ids=[str(changes)[:60] for changes, _ in PARTS])
 def test_what_only_data_host_or_machine_can_tell_is_refused_before_anything_is_written(
-    case: tuple[list[tuple[str, Any]], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: tuple[list[tuple[str, Any]], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RANK", "0")  # the trainer itself, in this process
     changes, words = case
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "syntax.py").write_text("def build(:\n")
@@ -203,7 +207,7 @@ ARGUMENTS: list[tuple[list[str], list[str]]] = [
     (["verify", "nothing"], ["no run 'nothing' in runs"]),
     (["explain", "nothing"], ["no run 'nothing' in runs"]),
     (["export", "nothing"], ["no run 'nothing' in runs"]),
-    (["export", "nothing", "--format", "onnx"], ["'onnx'", "'torch', 'torch-export'"]),
+    (["export", "nothing", "--format", "onyx"], ["'onyx'", "'torch', 'torch-export', 'onnx'"]),
     (["blueprint", "show", "bottelneck"], ["no blueprint 'bottelneck'", "nearest known name: 'bottleneck'"]),
     (["blueprint", "show", "absent.yaml"], ["absent.yaml"]),
     (["blueprint", "list", "--interface", "video"], ["'video'", "'features'"]),

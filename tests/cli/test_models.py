@@ -31,7 +31,7 @@ def test_every_command_has_help_and_every_leaf_has_examples(
     assert invoke([*path, "--help"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("Usage: esper")
-    if path and path != ("blueprint",):
+    if path and path not in (("blueprint",), ("tamiyo",)):
         assert "Examples:" in said
         assert f"esper {' '.join(path)}" in said.split("Examples:")[1]
 

@@ -114,12 +114,8 @@ def test_a_broken_journal_is_said_so_and_not_listed_as_a_result(
 def test_an_exported_folder_loads_and_computes_what_the_run_tested(
     here: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(["export", "small", "--to", "out"]) == 0
-    assert {path.name for path in Path("out").iterdir()} == {
-        "model.safetensors",
-        "architecture.json",
-        "README.md",
-    }
+    assert invoke(["export", "small", "--format", "safetensors", "--to", "out"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {"model.safetensors", "architecture.json"}
     model = load("out")
     run = load_run(finished / "run.yaml")
     task = load_task(run.spec.task, run.spec.training.random_seed)
@@ -139,6 +135,51 @@ def test_an_exported_program_computes_the_same_at_any_batch_size(here: Path, fin
     for examples in (1, 7, 64):
         x = torch.randn(examples, 1, 8, 8)
         assert torch.allclose(program(x), model(x), atol=1e-5)
+
+
+def test_a_plain_export_needs_no_esper_and_computes_the_same(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["export", "small", "--to", "plain"]) == 0
+    assert "largest difference to the model's outputs" in capsys.readouterr().err
+    assert {path.name for path in Path("plain").iterdir()} == {"model.py", "weights.safetensors"}
+    x = torch.randn(7, 1, 8, 8)
+    torch.save(x, "x.pt")
+    script = (
+        "import sys; sys.modules['esper_runtime'] = None; sys.path.insert(0, 'plain')\n"
+        "import model, torch\n"
+        "with torch.no_grad(): torch.save(model.load()(torch.load('x.pt')), 'y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert torch.allclose(torch.load("y.pt"), load(here / "model")(x), atol=1e-5)
+
+
+def test_an_onnx_export_computes_the_same_at_any_batch_size(here: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert invoke(["export", "small", "--format", "onnx"]) == 0
+    session = runtime.InferenceSession(str(here / "export" / "model.onnx"))
+    for examples in (1, 7):
+        x = torch.randn(examples, 1, 8, 8)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert torch.allclose(torch.as_tensor(y), load(here / "model")(x), atol=1e-5)
+
+
+def test_onnx_without_its_packages_is_refused_with_the_command_that_helps(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper_runtime.local.onnx_program.NEEDED", ("no_such_package",))
+    assert invoke(["export", "small", "--format", "onnx"]) == 2
+    assert "pip install 'esper[onnx]'" in capsys.readouterr().err
+
+
+def test_a_replay_says_that_it_is_equal_or_where_it_differs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["replay", "small"]) == 0
+    assert "equal: at step 200" in capsys.readouterr().out
+    assert invoke(["replay", "small", "--into", str(here)]) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_the_program_goes_where_the_model_goes_and_is_made_again_where_it_is_missing(
@@ -181,7 +222,10 @@ def test_a_model_of_ones_own_is_found_again_from_anywhere(
     assert invoke(["run", str(tmp_path / "own_model.yaml"), "--compare"]) == 0
     assert "of an entrypoint's host no larger one is known" in capsys.readouterr().out
     assert invoke(["export", "own-model"]) == 0
-    script = "import sys; from esper_runtime.cli import main; main(['export', 'own-model', '--to', 'again'])"
+    script = (
+        "from esper_runtime.cli import main; "
+        "main(['export', 'own-model', '--format', 'safetensors', '--to', 'again'])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (

@@ -58,7 +58,7 @@ def test_a_run_leaves_journal_checkpoints_model_and_report_and_is_not_repeated(
     assert "report runs/small/report.html" in said
     folder = Path("runs/small")
     left = {item.name for item in folder.iterdir()}
-    assert left == {"manifest.yaml", "journal.jsonl", "checkpoints", "model", "report.html", "lock"}
+    assert left == {"manifest.yaml", "journal.jsonl", "checkpoints", "model", "report.html", "lock", "bus"}
     assert "<html" in (folder / "report.html").read_text()
     assert invoke(["verify", "small"]) == 0
     before = (folder / "journal.jsonl").read_bytes()
@@ -139,7 +139,7 @@ def test_a_second_process_on_the_same_run_is_refused(
         assert invoke(["runs"]) == 0
         assert f"Running (process {process.pid})" in capsys.readouterr().out
     finally:
-        process.kill()
+        process.terminate()
         process.communicate()
     assert kinds()[0] == "Started"
 
@@ -268,6 +268,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_run_folder(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("deep inside")
 
+    monkeypatch.setenv("RANK", "0")  # the trainer itself, in this process
     monkeypatch.setattr("esper_runtime.tolaria.trainer.save_model", broken)
     assert invoke(["run", str(write(tmp_path))]) == 1
     err = capsys.readouterr().err

@@ -135,3 +135,32 @@ def test_rebuilding_from_architecture_and_state_gives_the_same_model() -> None:
     assert torch.equal(model(x), twin(x))
     assert twin.architecture() == model.architecture()
     assert [s.stage for s in twin.seeds] == [s.stage for s in model.seeds]
+
+
+def test_behind_a_host_with_batch_norm_a_gain_is_what_the_host_would_have_once_it_is_used_to_the_seed() -> (
+    None
+):
+    """The host's running statistics do not know the seed; by the batch, the gain is that of its training."""
+    torch.manual_seed(0)
+    host = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    batch = trial(growable())
+    model = wrap(host, *batch.args)
+    for _ in range(50):
+        model(*batch.args)
+    model.submit(germinate(kind=PlanKind.ISOLATED))
+    model.boundary(0)
+    seed = model.seed("s1")
+    for parameter in seed.body.parameters():
+        nn.init.normal_(parameter, std=3.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        without = batch.losses(twin(*batch.args)).mean().item()
+        twin.seed("s1").isolated_gain = summary(torch.tensor([0.0, 1.0]))
+        twin.submit(command(Operation.GRAFT))
+        twin.boundary(1)
+        gain = without - batch.losses(twin(*batch.args)).mean().item()
+    measured = measure_contribution(model, seed, [batch])
+    assert measured is not None
+    assert measured.mean == pytest.approx(gain, rel=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -132,11 +132,12 @@ class World:
             prospect = next(p for p in self.prospects if p.key == (directive.slot, directive.blueprint))
             self.born += 1
             seed = Living(f"s{self.born}", prospect, directive.plan)
-            check_slot_transition(directive.slot, self.slots[directive.slot], SlotState.OCCUPIED)
+            if not self.rivals(seed):
+                check_slot_transition(directive.slot, self.slots[directive.slot], SlotState.OCCUPIED)
             self.slots[directive.slot] = SlotState.OCCUPIED
             self.seeds.append(seed)
             self.move(seed, SeedStage.LOADING)
-            isolated = directive.plan.kind is PlanKind.ISOLATED
+            isolated = directive.plan.kind is not PlanKind.IMMEDIATE
             self.move(seed, SeedStage.TRAINING if isolated else SeedStage.GRAFTING)
             return
         seed = next(s for s in self.seeds if s.seed == directive.seed)
@@ -149,6 +150,8 @@ class World:
         if target in GONE:
             self.seeds.remove(seed)
             self.ended.append(seed)
+            if any(s.prospect.slot == slot and s.stage is not SeedStage.FOSSILIZED for s in self.seeds):
+                return
             self.slots[slot] = SlotState.DORMANT
             if target is SeedStage.CULLED:
                 self.culls[slot] += 1
@@ -159,6 +162,13 @@ class World:
             self.slots[slot] = SlotState.DORMANT
         if target is SeedStage.EVALUATING:
             seed.measured = seed.prospect.contribution
+
+    def rivals(self, seed: Living) -> list[Living]:
+        """Other candidates of the tournament that the seed enters."""
+        kind = PlanKind.TOURNAMENT
+        young = (s for s in self.seeds if s.stage is SeedStage.TRAINING and s.entered == self.step)
+        same = [s for s in young if s.plan.kind is kind and s.prospect.slot == seed.prospect.slot]
+        return same if seed.plan.kind is kind else []
 
     def duration(self, seed: Living) -> int:
         plan = seed.plan
@@ -183,7 +193,8 @@ class World:
             blueprint=seed.prospect.blueprint,
             name=seed.prospect.blueprint,
             stage=seed.stage,
-            isolates=seed.plan.kind is PlanKind.ISOLATED,
+            isolates=seed.plan.kind is not PlanKind.IMMEDIATE,
+            competes=seed.plan.kind is PlanKind.TOURNAMENT and seed.stage is SeedStage.TRAINING,
             steps_in_stage=age,
             parameters=seed.prospect.parameters,
             macs_per_example=seed.prospect.macs,
@@ -223,7 +234,7 @@ class World:
                     parameters=p.parameters,
                     macs_per_example=p.macs,
                     gain=p.gain if p.key in self.trials else None,
-                    trial_steps=self.trials.get(p.key) if p.gain is not None else None,
+                    trial_steps=self.trials.get(p.key),
                 )
                 for p in self.prospects
             ),

@@ -35,7 +35,7 @@ def restorations(monkeypatch):
             for name, tensor in left.items():
                 assert torch.equal(tensor, right[name]), name
                 assert tensor.dtype == right[name].dtype
-        outliving = {"sequence", "seconds", "ledger", "barred"}
+        outliving = {"sequence", "seconds", "ledger", "barred", "governor"}
         for key in saved.facts.keys() - outliving:
             assert now.facts[key] == saved.facts[key], key
         seen.append(saved.facts["step"])
@@ -283,3 +283,12 @@ def test_no_checkpoint_is_written_from_which_the_next_step_would_fail(tmp_path):
 def test_a_healthy_run_is_never_rolled_back(tmp_path):
     recorder, _, _ = train(manifest(STEPS), tmp_path, Script((10, IMMEDIATE), (40, ISOLATED), cull=("s1",)))
     assert recorder.of(RolledBack) == []
+
+
+def test_a_resumed_governor_knows_the_batches_and_rollbacks_before_the_checkpoint(tmp_path):
+    task = poisoned(3, "loss")
+    _, whole, _ = train(manifest(STEPS), tmp_path / "whole", Script((10, IMMEDIATE)), task, stop_at=40)
+    train(manifest(STEPS), tmp_path / "parts", Script((10, IMMEDIATE)), task, stop_at=37)
+    _, parts, _ = train(manifest(STEPS), tmp_path / "parts", Script((10, IMMEDIATE)), task, stop_at=40)
+    assert len(whole._loop.governor.recent) > 3
+    assert parts._loop.governor.state() == whole._loop.governor.state()

@@ -10,18 +10,21 @@ from esper_runtime.contracts import HostError, InputError, InterfaceKind, Source
 from esper_runtime.tolaria import sources
 from esper_runtime.tolaria.arguments import nearest, parse_arguments
 from esper_runtime.tolaria.hosts.cnn import Cnn, CnnArguments
+from esper_runtime.tolaria.hosts.huggingface import HuggingFaceHost, huggingface
+from esper_runtime.tolaria.hosts.memory import enable_gradient_checkpointing
 from esper_runtime.tolaria.hosts.mlp import Mlp, MlpArguments
 from esper_runtime.tolaria.hosts.transformer import Transformer, TransformerArguments
 from esper_runtime.tolaria.hosts.weights import load_initial_weights
 from esper_runtime.tolaria.randomness import derived_seed, seeded
 from esper_runtime.tolaria.tasks import Task, TaskShape, check_objective
 
-BUILTIN_HOSTS = ("mlp", "cnn1d", "cnn2d", "transformer")
+BUILTIN_HOSTS = ("mlp", "cnn1d", "cnn2d", "transformer", "huggingface")
 
 __all__ = [
     "BUILTIN_HOSTS",
     "Cnn",
     "CnnArguments",
+    "HuggingFaceHost",
     "Mlp",
     "MlpArguments",
     "Transformer",
@@ -29,6 +32,7 @@ __all__ = [
     "build_host",
     "check_host",
     "check_smallest_batch",
+    "enable_gradient_checkpointing",
     "load_initial_weights",
     "make_host",
 ]
@@ -144,6 +148,8 @@ def check_smallest_batch(host: nn.Module, task: Task, examples: int, what: str) 
 
 def _builtin(source: Source, task: Described, what: str) -> nn.Module:
     name = str(source.builtin)
+    if name == "huggingface":
+        return huggingface(task.shape, source.args, what)
     if name not in _TAKES:
         raise InputError(
             f"there is no built-in host {name!r}{nearest(name, BUILTIN_HOSTS)} (built in: "

@@ -12,8 +12,9 @@ from esper_runtime.tolaria.tasks.fashion import FashionArguments, fashion_mnist
 from esper_runtime.tolaria.tasks.protocol import Batch, Task, TaskShape
 from esper_runtime.tolaria.tasks.tensors import ClassificationTask, LanguageTask, RegressionTask
 from esper_runtime.tolaria.tasks.text import TextArguments, text
+from esper_runtime.tolaria.tasks.tokens import TokensArguments, tokens
 
-BUILTIN_TASKS = ("mnist1d", "digits", "fashion-mnist", "text", "arrays")
+BUILTIN_TASKS = ("mnist1d", "digits", "fashion-mnist", "text", "tokens", "arrays")
 
 __all__ = [
     "BUILTIN_TASKS",
@@ -60,6 +61,8 @@ def _builtin(source: Source, random_seed: int, directory: Path | None, what: str
             return fashion_mnist(parse_arguments(FashionArguments, source.args, what), random_seed, directory)
         case "text":
             return text(parse_arguments(TextArguments, source.args, what), directory)
+        case "tokens":
+            return tokens(parse_arguments(TokensArguments, source.args, what), random_seed)
         case "arrays":
             return arrays(parse_arguments(ArraysArguments, source.args, what), random_seed, directory)
     name = str(source.builtin)

@@ -1,0 +1,151 @@
+"""The bus and the controller service as a supervisor sees them: kept running, but never waited for."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from esper_runtime.contracts import BusError
+from esper_runtime.local.children import Child, start_child
+from esper_runtime.local.processes import ProcessRecord, record_of
+from esper_runtime.oona import BundledServer, BusAddress
+from esper_runtime.planning import GiveUp, Restart, RestartPolicy, how_it_ended, plan_helper
+
+STEADY_SECONDS = 10.0
+"""A helper that ran for so long has started well: its end is no sign that it cannot run."""
+
+
+class Process(Protocol):
+    """Something that can be started again and again."""
+
+    def start(self) -> ProcessRecord:
+        """Start it; raises `BusError` where it cannot be."""
+        ...
+
+    def ended(self) -> str | None:
+        """How it ended, in words; None while it runs."""
+        ...
+
+    def stop(self) -> None:
+        """End it and wait for that."""
+        ...
+
+
+class BusProcess:
+    """The bundled nats-server of a run.
+
+    Args:
+        store: folder of its files.
+        address: where it is to listen.
+    """
+
+    def __init__(self, store: Path, address: BusAddress) -> None:
+        self._store, self._address = store, address
+        self._server = BundledServer(store)
+
+    def start(self) -> ProcessRecord:
+        """Start it with the streams that are there, at the address that the others know."""
+        try:
+            self._store.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise BusError(f"{self._store}: {error.strerror}") from error
+        self._address.store(self._server.address_file)
+        self._server.start()
+        return record_of("bus", self._server.pid or 0)
+
+    def ended(self) -> str | None:
+        """That it is gone; None while it runs."""
+        return None if self._server.is_alive() else "its process is gone"
+
+    def stop(self) -> None:
+        """End it; its streams stay."""
+        self._server.stop()
+
+
+class ServiceProcess:
+    """A command of `esper` that serves the run.
+
+    Args:
+        role: its part.
+        command: what to run.
+        environment: added to that of this process.
+        log: takes its output.
+    """
+
+    def __init__(self, role: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._role, self._command, self._environment, self._log = role, command, environment, log
+        self._child: Child | None = None
+
+    def start(self) -> ProcessRecord:
+        """Start it."""
+        self._child = start_child(self._role, self._command, self._environment, log=self._log)
+        return self._child.record
+
+    def ended(self) -> str | None:
+        """How it ended; None while it runs."""
+        code = None if self._child is None else self._child.ended
+        return None if code is None else f"{how_it_ended(code)} (see {self._log})"
+
+    def stop(self) -> None:
+        """Reap it where it was ended already, else end it."""
+        if self._child is not None:
+            self._child.end()
+
+
+class Helper:
+    """A process without which the training goes on.
+
+    Args:
+        name: what a person calls it.
+        process: what is kept running.
+        without: what it means that it is not there, for the message when it is given up.
+        policy: how often it is started again, and after how long.
+    """
+
+    def __init__(
+        self, name: str, process: Process, without: str, policy: RestartPolicy | None = None
+    ) -> None:
+        self.record: ProcessRecord | None = None
+        """The process that runs, None while there is none."""
+        self._name, self._process, self._without = name, process, without
+        self._policy = policy or RestartPolicy()
+        self._fruitless = 0
+        self._since = 0.0
+        self._due: float | None = 0.0
+
+    def look(self, say: Callable[[str], None]) -> bool:
+        """Start it where it is due, and note where it has ended; True when something changed."""
+        if self.record is None:
+            if self._due is None or time.monotonic() < self._due:
+                return False
+            self._since = time.monotonic()
+            try:
+                self.record = self._process.start()
+            except BusError as error:
+                self._plan(str(error), say)
+            return True
+        how = self._process.ended()
+        if how is None:
+            return False
+        self.record = None
+        self._plan(how, say)
+        return True
+
+    def _plan(self, how: str, say: Callable[[str], None]) -> None:
+        steady = time.monotonic() - self._since >= STEADY_SECONDS
+        self._fruitless = 1 if steady else self._fruitless + 1
+        match plan_helper(how, self._fruitless, self._policy):
+            case Restart(seconds, _):
+                self._due = time.monotonic() + seconds
+            case GiveUp(_, why):
+                self._due = None
+                say(f"{self._name}: {why}. {self._without}")
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stop()
+        self.record = None
+
+    def wakes_in(self) -> float | None:
+        """Seconds until it is due to be started, None where it is not."""
+        return None if self.record is not None or self._due is None else self._due - time.monotonic()

@@ -1,0 +1,76 @@
+"""A trainer on the bus: the connection from its begin to its end, and what it is told of."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from esper_runtime.contracts import LOCAL_NAMESPACE, JournalEntry
+from esper_runtime.nissa import count
+from esper_runtime.oona import BUS_VARIABLE, Bridge, BusAddress
+from esper_runtime.tolaria import Observer
+
+FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
+"""How long the end of a run waits for what was not sent yet, with and without a bus."""
+
+SWITCH_SECONDS = 0.0005
+"""After so long the training thread gets the interpreter back from the bridge's (Python's own: 5 ms)."""
+
+
+class Both:
+    """Tells two observers.
+
+    Args:
+        first: is told first.
+        second: is told then.
+    """
+
+    def __init__(self, first: Observer, second: Observer) -> None:
+        self._first, self._second = first, second
+
+    def on_step(self, step: int, loss: float) -> None:
+        """Tell both of a step."""
+        self._first.on_step(step, loss)
+        self._second.on_step(step, loss)
+
+    def on_event(self, entry: JournalEntry) -> None:
+        """Tell both of an event."""
+        self._first.on_event(entry)
+        self._second.on_event(entry)
+
+
+@contextlib.contextmanager
+def connected(run: str, journal: Path, say: Callable[[str], None]) -> Iterator[Bridge | None]:
+    """Inside, the run is on the bus whose address is in the file ``ESPER_BUS``; None where that is not set.
+
+    Args:
+        run: its name.
+        journal: its file, of which the bus gets a copy.
+        say: prints a line, where something did not get to the bus.
+
+    Raises:
+        InputError: ``ESPER_BUS`` names no address.
+    """
+    address = BusAddress.from_environment() if os.environ.get(BUS_VARIABLE) else None
+    if address is None:
+        yield None
+        return
+    bridge = Bridge(address, LOCAL_NAMESPACE, run, f"/runs/{LOCAL_NAMESPACE}/{run}", journal)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    bridge.start()
+    handled = False
+    try:
+        yield bridge
+        handled = True
+    finally:
+        sys.setswitchinterval(interval)
+        away = not bridge.status().connected
+        counts = bridge.close(FLUSH_SECONDS_AWAY if away else FLUSH_SECONDS, handled).telemetry
+        if counts.dropped:
+            say(
+                f"bus: of {count(counts.produced)} samples of telemetry {count(counts.delivered)} were "
+                f"delivered and {count(counts.dropped)} dropped while it was away; the journal's file has "
+                f"all that happened"
+            )

@@ -1,0 +1,106 @@
+"""What a manifest needs running: trainers, a bus, and where it says so the controller service."""
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from esper_runtime.contracts import InputError, MorphogeneticRun
+from esper_runtime.local.children import esper_command, free_port
+from esper_runtime.local.folder import RunFolder
+from esper_runtime.local.helpers import BusProcess, Helper, ServiceProcess
+from esper_runtime.local.supervisor import Job, supervise
+from esper_runtime.oona import BUS_VARIABLE, BusAddress
+
+NO_BUS = "The training goes on without it: nothing is sent, and nothing can be commanded"
+NO_SERVICE = "The training goes on; its embedded controller decides"
+
+
+def supervise_manifest(
+    run: MorphogeneticRun,
+    manifest: Path,
+    runs_dir: Path,
+    *,
+    fresh: bool = False,
+    options: Sequence[str] = (),
+    bus: str | None = "",
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run a manifest as processes: a bus of its own, the trainers, and the controller service if wanted.
+
+    Args:
+        run: what ``manifest`` describes.
+        manifest: the file.
+        runs_dir: the run's folder is ``runs_dir / NAME``.
+        fresh: begin again.
+        options: further options of `esper run` for the trainers.
+        bus: URL or address file of a bus that is there; empty: start one; None: there is none.
+        say: prints a line.
+
+    Returns:
+        Exit code: 0 done, 1 failed, 2 wrong input, 75 interrupted with a checkpoint, 130 quit.
+
+    Raises:
+        InputError: another process trains the run, or the bus cannot be what is described.
+    """
+    folder = RunFolder(runs_dir / run.metadata.name)
+    workers = run.spec.training.workers
+    serving = str(run.spec.growth.controller.placement) == "Service"
+    if serving and bus is None:
+        raise InputError("spec.growth.controller.placement is Service, which needs a bus: leave out --no-bus")
+    helpers: list[Helper] = []
+    address = None
+    environment: dict[str, str] = {}
+    if bus is not None:
+        address = address_of(bus) if bus else _own_address()
+        environment[BUS_VARIABLE] = str(folder.bus_address.resolve())
+        if not bus:
+            helpers.append(Helper("bus", BusProcess(folder.bus_store, address), NO_BUS))
+        if serving:
+            command = [*esper_command(), "tamiyo", "serve"]
+            service = ServiceProcess("controller", command, environment, folder.logs / "controller.log")
+            helpers.append(Helper("controller service", service, NO_SERVICE))
+    return supervise(
+        Job(
+            folder=folder,
+            command=(*esper_command(), "run", str(manifest), "--runs-dir", str(runs_dir), *options),
+            ranks=workers.count * workers.processes_per_worker,
+            ranks_per_worker=workers.processes_per_worker,
+            grace_seconds=run.spec.checkpoint.grace_seconds,
+            say=say,
+            once=("--fresh",) if fresh else (),
+            address=address,
+            environment=environment,
+            helpers=helpers,
+        )
+    )
+
+
+def address_of(text: str) -> BusAddress:
+    """The bus that a person names: a URL, or a file with its address.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if "://" not in text:
+        return BusAddress.load(Path(text))
+    try:
+        return BusAddress(url=text)
+    except ValidationError as error:
+        raise InputError(f"--bus {text}: {error.errors(include_input=False)[0]['msg']}") from None
+
+
+def _own_address() -> BusAddress:
+    return BusAddress(url=f"nats://127.0.0.1:{free_port()}", token=secrets.token_urlsafe(32))
+
+
+def bus_of_trainer() -> BusAddress | None:
+    """The bus that a trainer is to use; None where it has none.
+
+    Raises:
+        InputError: what ``ESPER_BUS`` names is no address.
+    """
+    text = os.environ.get(BUS_VARIABLE)
+    return address_of(text) if text else None

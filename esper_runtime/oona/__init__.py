@@ -1,0 +1,41 @@
+"""Oona is the message bus: NATS JetStream, its streams, the way in, and a server of our own by default.
+
+A training thread uses a `Bridge`, which never makes it wait; everybody else `connect`s.
+"""
+
+from esper_runtime.oona.address import BUS_VARIABLE, BusAddress
+from esper_runtime.oona.binary import find_server
+from esper_runtime.oona.bridge import Bridge, BridgeCounts
+from esper_runtime.oona.client import (
+    AccessRefusedError,
+    OutOfOrderError,
+    connect,
+    disconnect,
+    publish,
+    publish_event,
+)
+from esper_runtime.oona.courier import BusStatus, consumer_name
+from esper_runtime.oona.receive import Received, Receiver, ensure_consumer
+from esper_runtime.oona.server import BundledServer
+from esper_runtime.oona.streams import ensure_streams
+
+__all__ = [
+    "BUS_VARIABLE",
+    "AccessRefusedError",
+    "Bridge",
+    "BridgeCounts",
+    "BundledServer",
+    "BusAddress",
+    "BusStatus",
+    "OutOfOrderError",
+    "Received",
+    "Receiver",
+    "connect",
+    "consumer_name",
+    "disconnect",
+    "ensure_consumer",
+    "ensure_streams",
+    "find_server",
+    "publish",
+    "publish_event",
+]

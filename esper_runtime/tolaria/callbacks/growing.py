@@ -1,0 +1,93 @@
+"""What both callbacks share: a `Grower` that begins when model and optimizer are there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from esper_runtime.contracts import Event, Growth, InputError
+from esper_runtime.kasmina import nowhere, wrap
+from esper_runtime.tamiyo import Controller
+from esper_runtime.tolaria.grower import Grower, Losses
+
+PROBED_EXAMPLES = 2
+
+
+@dataclass
+class GrowthSettings:
+    """What `Grower` takes, kept until training begins."""
+
+    losses: Losses
+    validation: tuple[Any, Any]
+    growth: Growth | None = None
+    controller: Controller | None = None
+    clip_norm: float | None = None
+    journal: Callable[[Event], None] = nowhere
+    random_seed: int = 0
+
+
+class Growing:
+    """A grower that begins late and may have a state to go on from.
+
+    Args:
+        settings: of the growth.
+    """
+
+    def __init__(self, settings: GrowthSettings) -> None:
+        self._settings = settings
+        self._saved: dict[str, Any] | None = None
+        self.grower: Grower | None = None
+        """Its ``model`` is the grown one; None before training begins."""
+
+    def begin(self, net: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Wrap the network and begin, or go on from a state given before.
+
+        Raises:
+            InputError: the length of the training is not known, or an argument of the growth cannot work.
+            HostError: no place in the network can take a seed.
+        """
+        if total_steps < 1:
+            raise InputError(
+                "growth needs the length of the training in steps; give the trainer max_steps or a number of "
+                "epochs over data of known length"
+            )
+        settings = self._settings
+        device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        validation: tuple[Any, Any] = tree_map(
+            lambda value: value.to(device) if isinstance(value, Tensor) else value, settings.validation
+        )
+        inputs = tree_map(
+            lambda value: value[:PROBED_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value,
+            validation[0],
+        )
+        model = wrap(net, inputs, random_seed=settings.random_seed)
+        self.grower = Grower(
+            model,
+            optimizer,
+            settings.losses,
+            validation,
+            total_steps,
+            growth=settings.growth,
+            controller=settings.controller,
+            clip_norm=settings.clip_norm,
+            journal=settings.journal,
+        )
+        if self._saved is not None:
+            self.grower.restore(self._saved)
+            self._saved = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint of the trainer must hold beside model and optimizer."""
+        return {} if self.grower is None else self.grower.state()
+
+    def keep(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state` gave once training begins."""
+        self._saved = saved or None
+
+    def step(self, inputs: Any, target: Any) -> None:
+        """An optimizer step was done with this batch; gradients are still there."""
+        if self.grower is not None and self.grower.steps < self.grower.total_steps:
+            self.grower.step(inputs, target)
