@@ -28,6 +28,7 @@ from esper_runtime.tolaria.training_state import structure_of
 
 LARGEST_SCALE = 2.0**16
 SCALE_GROWS_AFTER = 2000
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Learner:
         self.structure = ""
         self._joint: list[Parameter] = []
         self._all: list[Parameter] = []
-        self._isolating, self._uniform = False, True
+        self._isolating, self._uniform, self._seeded = False, True, False
         self.structure_changed()
 
     def structure_changed(self) -> None:
@@ -96,6 +97,7 @@ class Learner:
         self._joint = self.optimizer.parameters(*groups)
         self._all = self.optimizer.parameters()
         self._isolating = bool(isolating)
+        self._seeded = len(self.model.living) > 0
         self._uniform = len({(p.dtype, p.device) for p in self._joint}) == 1
         self.structure = structure_of(self.model)
         if self._regions is not None:
@@ -175,7 +177,7 @@ class Learner:
                 losses = task.losses(host(*args, **kwargs), part)
             return losses.mean() if count == examples else losses.sum() / examples
 
-        with self._compiled(), direct_gradients():
+        with self._compiled(), direct_gradients() if self._seeded else _NOTHING:
             loss = ledger.measure(Purpose.FORWARD, self.structure, count, forward)
             scaled = loss if self.loss_scale == 1.0 else loss * self.loss_scale
             ledger.measure(Purpose.BACKWARD, self.structure, count, scaled.backward)
@@ -183,8 +185,10 @@ class Learner:
 
     def _compiled(self) -> AbstractContextManager[None]:
         """Compiled regions, but for the pass in which operations are counted."""
+        if self._regions is None:
+            return _NOTHING
         known = self._ledger.knows(self.structure, Purpose.FORWARD, Purpose.BACKWARD)
-        return self._regions.compiled() if self._regions is not None and known else nullcontext()
+        return self._regions.compiled() if known else _NOTHING
 
     def _isolated(self, part: Batch) -> dict[str, tuple[float, float]]:
         """Seeds behind the host learn from the first micro-batch."""

@@ -154,6 +154,8 @@ class Loop:
 
     def _steer(self) -> None:
         """Journal what people have commanded; it takes effect at this boundary."""
+        if self._group.size == 1 and self.steering.idle:
+            return
         new = self.steering.arrived() if self._group.size == 1 else self._arrived_at_rank_0()
         self.steering.apply(self.step, self.parts.model, self.record, lambda: self._journal.sequence, new)
 

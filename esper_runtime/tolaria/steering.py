@@ -68,7 +68,16 @@ class Steering:
         """True when a stop has arrived, also before it is journalled."""
         if not self._inbox:
             self._inbox.refresh()
-        return self.stop is not None or any(c.command is Steer.STOP for c in list(self._inbox))
+        if self.stop is not None or not self._inbox:
+            return self.stop is not None
+        return any(command.command is Steer.STOP for command in list(self._inbox))
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing has arrived and nothing is due."""
+        if not self._inbox:
+            self._inbox.refresh()
+        return not self._inbox and not self._due
 
     def arrived(self) -> list[SteeringCommand]:
         """Take the new commands out of the inbox, in order; those seen before are dropped."""
