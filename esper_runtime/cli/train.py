@@ -92,11 +92,15 @@ def run(
             bus=None if no_bus else bus or "",
             say=notice if output == "json" else click.echo,
         )
-    from esper_runtime.local import run_manifest
+    from esper_runtime.local import EXIT_PEER_LOST, address_of, run_manifest
 
+    leads = os.environ["RANK"] == "0"
+    address = address_of(bus) if bus and leads and not no_bus else None
     console = Console(stderr=True, highlight=False) if output == "json" else None
-    code = run_manifest(described, manifest, runs_dir, fresh=fresh, compare=compare, console=console)
-    if output == "json" and os.environ["RANK"] == "0":
+    code = run_manifest(
+        described, manifest, runs_dir, fresh=fresh, compare=compare, bus=address, console=console
+    )
+    if output == "json" and leads and code != EXIT_PEER_LOST:  # lost: it is started again
         folder = find_run(described.metadata.name, runs_dir)
         print_json(run_data(folder, summarise(read_journal(folder.journal))))
     return code

@@ -167,6 +167,8 @@ class Choir:
     def _batch(self, blueprint: str, bodies: list[nn.Module]) -> Batch | None:
         if len(bodies) < MANY or len({body.training for body in bodies}) > 1:
             return None
+        if any(body._forward_hooks for body in bodies):  # one run for all calls the first one's alone
+            return None
         batch = self._batches.get(blueprint)
         if batch is None or not batch.same(bodies):
             try:

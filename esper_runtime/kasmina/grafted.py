@@ -199,6 +199,7 @@ def _seed_record(seed: Seed) -> dict[str, Any]:
         "entered": seed.entered,
         "alpha": seed.alpha,
         "failure": seed.failure,
+        "apart": seed.apart,
         "frozen": not any(p.requires_grad for p in seed.body.parameters()),
         "isolatedGain": dump(seed.isolated_gain),
         "contribution": dump(seed.contribution),
@@ -219,6 +220,7 @@ def _seed_from(record: dict[str, Any], model: GraftedModel) -> Seed:
     seed.stage = SeedStage(record["stage"])
     seed.alpha = record["alpha"]
     seed.failure = record["failure"]
+    seed.apart = record.get("apart", False)
     seed.isolated_gain = load(record["isolatedGain"])
     seed.contribution = load(record["contribution"])
     seed.body = model.make_body(blueprint, seed.slot, random_seed=0)

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from esper_runtime.local.plan import Plan, plan_run
     from esper_runtime.local.progress import Progress
     from esper_runtime.local.replay import Replayed, replay_run
-    from esper_runtime.local.run import run_manifest
-    from esper_runtime.local.start import supervise_manifest
+    from esper_runtime.local.run import EXIT_PEER_LOST, run_manifest
+    from esper_runtime.local.start import address_of, supervise_manifest
     from esper_runtime.local.steering import Status, status_data, status_of, steer
     from esper_runtime.local.stop import StopSignals
     from esper_runtime.local.verify import Check, verify_run
 
 _HOMES = {
     "Check": "verify",
+    "EXIT_PEER_LOST": "run",
     "SUPERVISED": "children",
+    "address_of": "start",
     "DEFAULT_RUNS": "folder",
     "Fit": "look",
     "Look": "look",
@@ -48,6 +50,7 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_RUNS",
+    "EXIT_PEER_LOST",
     "SUPERVISED",
     "Check",
     "Fit",
@@ -58,6 +61,7 @@ __all__ = [
     "RunFolder",
     "Status",
     "StopSignals",
+    "address_of",
     "export_run",
     "find_run",
     "list_runs",

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,6 @@ class Child:
 
     record: ProcessRecord
     popen: subprocess.Popen[bytes]
-    began: float
     pumps: list[threading.Thread] = field(default_factory=list)
 
     @property
@@ -34,14 +32,10 @@ class Child:
         """How it ended, a signal as a negative number; None while it runs."""
         return self.popen.poll()
 
-    @property
-    def seconds(self) -> float:
-        """How long ago it was started."""
-        return time.monotonic() - self.began
-
     def ask_to_stop(self, number: signal.Signals) -> None:
-        """Hand on a signal; what has nothing to save yet is ended by SIGTERM."""
-        send(self.record, number if catches(self.record.pid, signal.SIGTERM) else signal.SIGTERM)
+        """Hand on a signal, or SIGTERM where it does not catch that one or has nothing to save yet."""
+        caught = all(catches(self.record.pid, each) for each in (signal.SIGTERM, number))
+        send(self.record, number if caught else signal.SIGTERM)
 
     def kill(self) -> None:
         """End it at once."""
@@ -97,7 +91,7 @@ def start_child(
             pass_fds=tuple(inherited),
             start_new_session=True,
         )
-    child = Child(record_of(role, popen.pid), popen, time.monotonic())
+    child = Child(record_of(role, popen.pid), popen)
     for pipe, stream in ((popen.stdout, sys.stdout), (popen.stderr, sys.stderr)):
         if pipe is not None:
             child.pumps.append(threading.Thread(target=_pump, args=(pipe, stream), daemon=True))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from esper_runtime.contracts import BusError
+from esper_runtime.contracts import BusError, EsperError
 from esper_runtime.local.children import Child, start_child
 from esper_runtime.local.processes import ProcessRecord, record_of
 from esper_runtime.oona import BundledServer, BusAddress
@@ -121,7 +121,7 @@ class Helper:
             self._since = time.monotonic()
             try:
                 self.record = self._process.start()
-            except BusError as error:
+            except (EsperError, OSError) as error:
                 self._plan(str(error), say)
             return True
         how = self._process.ended()

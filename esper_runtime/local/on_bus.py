@@ -1,14 +1,13 @@
 """A trainer on the bus: the connection from its begin to its end, and what it is told of."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from esper_runtime.contracts import LOCAL_NAMESPACE, JournalEntry
 from esper_runtime.nissa import count
-from esper_runtime.oona import BUS_VARIABLE, Bridge, BusAddress
+from esper_runtime.oona import Bridge, BusAddress
 from esper_runtime.tolaria import Observer
 
 FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
@@ -41,18 +40,17 @@ class Both:
 
 
 @contextlib.contextmanager
-def connected(run: str, journal: Path, say: Callable[[str], None]) -> Iterator[Bridge | None]:
-    """Inside, the run is on the bus whose address is in the file ``ESPER_BUS``; None where that is not set.
+def connected(
+    address: BusAddress | None, run: str, journal: Path, say: Callable[[str], None]
+) -> Iterator[Bridge | None]:
+    """Inside, the run is on the bus.
 
     Args:
+        address: of the bus; None where there is none, which gives None.
         run: its name.
         journal: its file, of which the bus gets a copy.
         say: prints a line, where something did not get to the bus.
-
-    Raises:
-        InputError: ``ESPER_BUS`` names no address.
     """
-    address = BusAddress.from_environment() if os.environ.get(BUS_VARIABLE) else None
     if address is None:
         yield None
         return

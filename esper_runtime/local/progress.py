@@ -1,6 +1,8 @@
 """Progress of a run: a live display where there is a terminal, plain lines where there is none."""
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Iterator
 
@@ -52,7 +54,8 @@ class Progress:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line that stays."""
-        self._console.print(Text(text, style=style), soft_wrap=not self._console.is_terminal)
+        with self._outliving_the_terminal():
+            self._console.print(Text(text, style=style), soft_wrap=not self._console.is_terminal)
 
     def on_event(self, entry: JournalEntry) -> None:
         """A journal entry was written."""
@@ -116,7 +119,20 @@ class Progress:
         now = time.monotonic()
         if force or now - self._shown >= REFRESH_SECONDS:
             self._shown = now
-            self._live.update(self._render(), refresh=True)
+            with self._outliving_the_terminal():
+                self._live.update(self._render(), refresh=True)
+
+    @contextlib.contextmanager
+    def _outliving_the_terminal(self) -> Iterator[None]:
+        """A terminal that was closed must not cost the checkpoint: what is said from then on goes nowhere."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._console.file.fileno())
+            os.close(nowhere)
 
     def _render(self) -> RenderableType:
         view = self.view

@@ -31,7 +31,7 @@ from esper_runtime.local.progress import Progress
 from esper_runtime.local.stop import StopSignals
 from esper_runtime.local.supervisor import end_helpers
 from esper_runtime.nissa import RunState, count, read_journal, render_report, summarise
-from esper_runtime.oona import Bridge
+from esper_runtime.oona import Bridge, BusAddress
 from esper_runtime.tolaria import (
     BusObserver,
     CheckpointStore,
@@ -57,6 +57,7 @@ def run_manifest(
     *,
     fresh: bool = False,
     compare: bool = False,
+    bus: BusAddress | None = None,
     console: Console | None = None,
 ) -> int:
     """Train, resume, or leave alone what is complete; then compare if wanted, and write the report.
@@ -67,6 +68,7 @@ def run_manifest(
         runs_dir: the run's folder is ``runs_dir / NAME``.
         fresh: move aside what an earlier run of that name left.
         compare: train plain models beside it afterwards.
+        bus: which the run is on; None for none.
         console: where progress goes; default: standard output.
 
     Returns:
@@ -92,7 +94,7 @@ def run_manifest(
             _check_fresh(run)
             progress.say(f"the earlier run is kept in {folder.set_aside()}")
         try:
-            with progress.shown(), connected(run.metadata.name, folder.journal, progress.say) as bridge:
+            with progress.shown(), connected(bus, run.metadata.name, folder.journal, progress.say) as bridge:
                 return _go(run, manifest, folder, directory, progress, signals, compare, bridge)
         except PeerLostError as error:
             progress.say(str(error))

@@ -13,7 +13,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class SignalQueue:
     """Inside, SIGINT, SIGTERM and SIGHUP are put in a queue, and the end of a child wakes `wait`.
 
-    It works in the main thread of the process only, as signal handlers do.
+    SIGHUP stays ignored where it was, as `nohup` wants it. It works in the main thread of the process only,
+    as signal handlers do.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,8 @@ class SignalQueue:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*STOPPING, signal.SIGCHLD):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._handle)
         return self
 

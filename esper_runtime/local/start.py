@@ -1,6 +1,5 @@
 """What a manifest needs running: trainers, a bus, and where it says so the controller service."""
 
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ def supervise_manifest(
         raise InputError("spec.growth.controller.placement is Service, which needs a bus: leave out --no-bus")
     helpers: list[Helper] = []
     address = None
-    environment: dict[str, str] = {}
+    environment = {BUS_VARIABLE: ""}  # also where the person's own names one
     if bus is not None:
         address = address_of(bus) if bus else _own_address()
         environment[BUS_VARIABLE] = str(folder.bus_address.resolve())
@@ -89,18 +88,8 @@ def address_of(text: str) -> BusAddress:
     try:
         return BusAddress(url=text)
     except ValidationError as error:
-        raise InputError(f"--bus {text}: {error.errors(include_input=False)[0]['msg']}") from None
+        raise InputError(f"--bus: {error.errors(include_input=False)[0]['msg']}") from None
 
 
 def _own_address() -> BusAddress:
     return BusAddress(url=f"nats://127.0.0.1:{free_port()}", token=secrets.token_urlsafe(32))
-
-
-def bus_of_trainer() -> BusAddress | None:
-    """The bus that a trainer is to use; None where it has none.
-
-    Raises:
-        InputError: what ``ESPER_BUS`` names is no address.
-    """
-    text = os.environ.get(BUS_VARIABLE)
-    return address_of(text) if text else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 from nats.js.errors import NotFoundError
 
 from esper_runtime.contracts import (
@@ -93,8 +94,10 @@ async def _last_progress(address: BusAddress, run: str) -> Progress | None:
         subject = run_subject(LOCAL_NAMESPACE, run, Channel.PROGRESS)
         message = await client.jetstream().get_last_msg("PROGRESS", subject, direct=True)
         return Progress.model_validate(CloudEvent.decoded(message.data or b"").data)
-    except NotFoundError:
+    except (NotFoundError, nats.errors.NoRespondersError):  # the stream may not have been made yet
         return None
+    except nats.errors.Error as error:
+        raise BusError(f"{address.url}: the last progress cannot be read ({error})") from error
     finally:
         await client.close()
 
@@ -176,6 +179,8 @@ async def _publish(address: BusAddress, command: SteeringCommand) -> None:
         await ensure_consumer(js, "EVENTS", durable, subject, only_new=True)
         event = CloudEvent.new(STEERING_TYPE, f"/people/{command.by}", command, command.id)
         await publish_event(client, subject, event, patience=PATIENCE)
+    except nats.errors.Error as error:
+        raise BusError(f"{address.url}: the bus does not take the command ({error})") from error
     finally:
         await client.close()
 

@@ -3,6 +3,7 @@
 It imports no torch and holds the run's folder; the trainer speaks for itself on the same terminal.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -177,22 +178,25 @@ class _Supervision:
 
     def _see_through(self) -> int:
         """Wait until all ranks have ended; returns how the group ended."""
-        doomed: float | None = None
+        doomed = math.inf
         killed: set[int] = set()
         while any(rank.ended is None for rank in self._ranks):
             self._look(WAKE_SECONDS)
-            if any(rank.ended not in (None, 0) for rank in self._ranks):
-                doomed = doomed or time.monotonic() + PEER_SECONDS
+            ends = {rank.ended for rank in self._ranks} - {None, 0}
+            if ends:
+                # Where the others were told to stop, the first rank may still write the checkpoint.
+                stopped = ends == {EXIT_STOPPED}
+                patience = self._job.grace_seconds + LATE_SECONDS if stopped else PEER_SECONDS
+                doomed = min(doomed, time.monotonic() + patience)
             late = self._deadline is not None and time.monotonic() > self._deadline
-            if late or (doomed is not None and time.monotonic() > doomed and not self._asked):
+            if late or (time.monotonic() > doomed and not self._asked):
                 for number, rank in enumerate(self._ranks):
                     if rank.ended is None:
                         killed.add(number)
                         rank.kill()
         for rank in self._ranks:
             rank.wait(LATE_SECONDS)
-        ends = [rank.ended for rank in self._ranks]
-        codes = [code for code in ends if code is not None]
+        codes = [rank.ended for rank in self._ranks if rank.ended is not None]
         self._tell_logs(codes)
         counted = [code for number, code in enumerate(codes) if number not in killed]
         return group_outcome(counted or codes)

@@ -208,27 +208,29 @@ class Learner:
                 with self._autocast:
                     return learn_side_by_side(self.model, group, args, kwargs, criterion)
 
+            scale = self.isolated_scale
             losses = charged(self._ledger, self.structure, group, length(part), self.model.host_macs, learn)
             if self._group.size > 1:
                 losses = self._averaged_behind(group, losses)
             for seed, scaled in zip(group, losses.tolist(), strict=True):
-                loss, norm = scaled / self.isolated_scale, self._norm_behind(seed, scaled)
+                loss, norm = scaled / scale, self._norm_behind(seed, scaled, scale)
                 if not drops_out(seed, loss, norm):
                     found[seed.identity] = (loss, norm)
         return found
 
-    def _norm_behind(self, seed: Seed, loss: float) -> float:
+    def _norm_behind(self, seed: Seed, loss: float, scale: float) -> float:
         """Clip the gradients of a seed behind the host, and return their norm before.
 
-        Its Float16 loss has a scale of its own, so that the host's does not depend on the seed.
+        Its Float16 loss was multiplied by ``scale``, one of its own, so that the host's does not depend on
+        the seed.
         """
         parameters = self.optimizer.parameters(seed.identity)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.isolated_scale != 1.0 and gradients:
-            torch._foreach_mul_(gradients, 1.0 / self.isolated_scale)
+        if scale != 1.0 and gradients:
+            torch._foreach_mul_(gradients, 1.0 / scale)
         norm = clip_gradients(parameters, self._training.clip_norm).item()
-        if self.isolated_scale > 1.0 and math.isfinite(loss) and not math.isfinite(norm):
-            self.isolated_scale /= 2
+        if scale > 1.0 and math.isfinite(loss) and not math.isfinite(norm):
+            self.isolated_scale = scale / 2
             for parameter in parameters:
                 parameter.grad = None
             return 0.0
@@ -239,8 +241,9 @@ class Learner:
         return [self.loss_scale, self.clean_steps, self.isolated_scale]
 
     def set_scales(self, saved: list[float]) -> None:
-        """Go on with what `scales` gave."""
-        self.loss_scale, self.clean_steps, self.isolated_scale = saved[0], int(saved[1]), saved[2]
+        """Go on with what `scales` gave; where the third is missing, seeds begin at the host's scale."""
+        self.loss_scale, self.clean_steps = saved[0], int(saved[1])
+        self.isolated_scale = saved[2] if len(saved) > 2 else self.loss_scale
 
     def update(self) -> None:
         """Apply the gradients and drop them."""

@@ -100,6 +100,7 @@ class Loop:
         """Go on until the last step; returns why it stopped earlier, if it was told to stop."""
         learner, feed, governor = self.parts.learner, self.parts.feed, self.governor
         self._told = self._told or self._group.any(self._must_stop() is not None)
+        self._command_waits = self._command_waits or self._told
         while self.step < self.total_steps and self.converged is None:
             if (reason := self._agreed_stop()) is not None:
                 self._steer()
@@ -129,7 +130,7 @@ class Loop:
         try:
             return self._between_steps()
         except TrialsStoppedError:
-            self._cut_short = self._told = True
+            self._cut_short = self._told = self._command_waits = True
             return None
 
     def _between_steps(self) -> Fault | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from esper_runtime.contracts import (
     Checkpointed,
     CheckpointError,
@@ -133,13 +135,21 @@ def _differences(opening: Opening, environment: Mapping[str, str]) -> dict[str, 
     found: dict[str, str] = {}
     started = [entry.event for entry in opening.entries if isinstance(entry.event, Started)]
     if started:
-        found |= manifest_differences(opening.manifest, started[-1].manifest)
+        found |= manifest_differences(opening.manifest, _with_defaults(started[-1].manifest))
     known = [e.event.environment for e in opening.entries if isinstance(e.event, Started | Resumed)]
     if known:
-        before = known[-1]
+        before = {"ranks": "1"} | known[-1]
         found |= {
             key: f"{before.get(key)} -> {environment.get(key)}"
             for key in sorted(before.keys() | environment.keys())
             if before.get(key) != environment.get(key)
         }
     return found
+
+
+def _with_defaults(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded manifest with the settings that were not known when it was recorded, as they then were."""
+    try:
+        return MorphogeneticRun.model_validate(manifest).model_dump(mode="json", by_alias=True)
+    except ValidationError:
+        return manifest

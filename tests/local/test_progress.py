@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a display in a terminal, lines elsewhere."""
 
 import io
+import os
 
 from rich.console import Console
 
@@ -181,3 +182,14 @@ def test_the_time_to_go_counts_from_where_this_process_began() -> None:
     remaining = written.progress.remaining()
     assert remaining is not None
     assert 0 <= remaining < 5
+
+
+def test_a_terminal_that_is_closed_ends_the_display_and_not_the_run() -> None:
+    person, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as file:
+        progress = Progress(Console(file=file, force_terminal=True, width=100))
+        with progress.shown():
+            progress.say("seen")
+            os.close(person)
+            progress.say("not seen")
+            progress.on_step(1, 0.5)

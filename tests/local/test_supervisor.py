@@ -245,7 +245,35 @@ def test_ranks_that_do_not_notice_that_one_is_gone_are_killed(
     assert "rank 1 ended with 1" in said[0]
 
 
-def test_without_a_bus_the_trainer_alone_is_started(running: Callable[..., Running]) -> None:
+def test_the_first_rank_has_time_for_the_checkpoint_when_the_others_were_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper_runtime.local.supervisor.PEER_SECONDS", 0.1)
+    written = tmp_path / "written"
+    trainer = f"os.environ['RANK'] == '1' or (time.sleep(1.0), open({str(written)!r}, 'w')); sys.exit(75)"
+    supervise(job(tmp_path, trainer, [], ranks=2))
+    assert written.exists()
+
+
+@pytest.mark.parametrize(("before", "code"), [(signal.SIG_DFL, 7), (signal.SIG_IGN, 0)])
+def test_a_hang_up_stops_the_trainer_in_order_unless_it_is_ignored_as_under_nohup(
+    tmp_path: Path, before: signal.Handlers, code: int
+) -> None:
+    trainer = (
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(7)); "
+        "os.kill(os.getppid(), signal.SIGHUP); time.sleep(1.0)"
+    )
+    restored = signal.signal(signal.SIGHUP, before)
+    try:
+        assert supervise(job(tmp_path, trainer, [])) == code
+    finally:
+        signal.signal(signal.SIGHUP, restored)
+
+
+def test_without_a_bus_the_trainer_alone_is_started(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESPER_BUS", "nats://127.0.0.1:9")
     run = running("--no-bus", changes=(("spec.training.steps", 60),))
     assert run.process.wait(SECONDS) == 0
     assert not run.folder.bus_store.exists()

@@ -103,3 +103,9 @@ def test_too_large_a_scale_is_lowered_for_the_isolated_seed_alone(tmp_path: Path
     assert gradients == {}
     assert seed.failure is None
     assert any(p.grad is not None for p in learner.model.host.parameters())
+
+
+def test_a_checkpoint_that_knows_one_scale_only_gives_it_to_the_seeds_too(tmp_path: Path) -> None:
+    learner, _, _ = isolated_gradients(tmp_path, 2.0**10, 1.0)
+    learner.set_scales([2.0**12, 7])
+    assert learner.scales() == [2.0**12, 7, 2.0**12]

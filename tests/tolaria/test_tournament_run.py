@@ -180,3 +180,24 @@ def test_explain_and_report_tell_the_tournament(whole):
     page = render_report(entries)
     assert "won: let into the host" in page
     assert page.count('data-label="Gain behind the host"') == 4
+
+
+def test_rivals_that_overflow_together_lower_the_scale_once_and_keep_their_losses(tmp_path):
+    recorder = Recorder(stop_at=28)
+    floats = manifest(60, growth=SMALL, training={"precision": "Float16", "clipNorm": None})
+    trainer = Trainer(floats, tmp_path, recorder, task=digits(), controller=Tournament())
+    recorder.trainer = trainer
+    trainer.run()
+    parts = trainer._loop.parts
+    learner = parts.learner
+
+    def losses() -> dict[str, float]:
+        torch.manual_seed(0)
+        found = learner.gradients(parts.feed.batch(0), 28).isolated
+        return {seed: loss for seed, (loss, _) in found.items()}
+
+    usual = losses()
+    learner.isolated_scale = 2.0**40
+    assert len(usual) == 4
+    assert losses() == usual
+    assert learner.isolated_scale == 2.0**39
