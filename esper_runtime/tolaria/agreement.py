@@ -1,6 +1,6 @@
 """What keeps the ranks of a group the same: averaged gradients, equal newborns, equal weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -135,9 +135,3 @@ def own_random_state(
     torch.manual_seed(derived_seed("rank", random_seed, group.rank, step))
     mine = {name: t for name, t in random_state().items() if name == "torch" or name.startswith("cuda.")}
     return {**first, **mine}
-
-
-def follow_lead(group: Group, tensors: Iterable[Tensor]) -> None:
-    """Give newborns the weights that they have on rank 0."""
-    if group.size > 1:
-        group.follow(tensors)
