@@ -379,7 +379,7 @@ def _gap(one: Any, other: Any) -> float:
 
 
 def works(figures: dict[str, Any]) -> bool:
-    """Whether a host keeps every bound; a refused program counts as kept where the reload is equal."""
+    """Whether a host keeps every bound; one of which no program can be exported does not."""
     program = figures["program"]
     return bool(
         figures["dormant"] == 0.0
@@ -390,7 +390,8 @@ def works(figures: dict[str, Any]) -> bool:
         and figures["resumed_losses_differ"] == 0
         and figures["resumed_weights"] == 0.0
         and figures["reloaded"] <= TOLERANCE
-        and (isinstance(program, str) or program <= TOLERANCE)
+        and not isinstance(program, str)
+        and program <= TOLERANCE
     )
 
 
@@ -418,6 +419,8 @@ def main() -> None:
     torch.set_num_threads(1)
     names = sys.argv[1:]
     chosen = [case for case in CASES if not names or case.name in names]
+    if not chosen:
+        sys.exit(f"no host is named {', '.join(names)}; hosts: {', '.join(case.name for case in CASES)}")
     kept = sum(_line(case) for case in chosen)
     bar(
         "third-party hosts",

@@ -190,6 +190,10 @@ def test_a_terminal_that_is_closed_ends_the_display_and_not_the_run() -> None:
         progress = Progress(Console(file=file, force_terminal=True, width=100))
         with progress.shown():
             progress.say("seen")
+            shown = b""
+            os.set_blocking(person, False)
+            while b"seen" not in shown:  # raises where nothing more has been written
+                shown += os.read(person, 65536)
             os.close(person)
             progress.say("not seen")
             progress.on_step(1, 0.5)
