@@ -48,6 +48,14 @@ class BusError(EsperError):
     """The bus cannot be started, reached or used as asked; the text says which and what to do."""
 
 
+class ArtifactError(EsperError):
+    """An artifact, signature or key is refused: digest, form, signer or revocation; the text says which."""
+
+
+class KernelError(EsperError):
+    """A kernel may not run here or cannot be made: not validated, quarantined, of another target or class."""
+
+
 class RunFailedError(EsperError):
     """The run cannot go on (exit code 1); the text says why and what is left behind."""
 
