@@ -76,6 +76,11 @@ def _own(function: str, task: dict[str, Any], **training: Any) -> Case:
 CASES = (
     _of_transformers("GPT2LMHeadModel", NEXT, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}),
     _of_transformers("BertForSequenceClassification", FREQUENT, {**SMALL, "max_position_embeddings": 16}),
+    _of_transformers(
+        "RobertaForSequenceClassification",
+        FREQUENT,
+        {**SMALL, "pad_token_id": 12, "vocab_size": 13, "max_position_embeddings": 24},
+    ),
     _of_transformers("ViTForImageClassification", DIGITS, {**SMALL, "patch_size": 2}),
     _of_transformers(
         "ResNetForImageClassification",

@@ -3,8 +3,10 @@
 import importlib.util
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +168,47 @@ def _import_plain(blobs: dict[str, bytes]) -> nn.Module:
 
 
 def _trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    model: GraftedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> torch.export.ExportedProgram:
     if is_dataclass(output) and not isinstance(output, type) and type(output) not in SUPPORTED_NODES:
         torch.export.register_dataclass(type(output))
-    shapes = {"args": tree_map(_axes, args), "kwargs": tree_map(_axes, kwargs)}
+    names = _positional(model.host, len(args))
+    axes = tree_map(_axes, {**dict(zip(names, args, strict=True)), **kwargs})
     try:
-        wanted = {name: tree for name, tree in shapes.items() if tree}
-        return torch.export.export(model, args, kwargs, dynamic_shapes=wanted, strict=False)
+        with _named_inputs(model, names, tuple(kwargs)):
+            return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
     except Exception as error:  # torch.export raises what the host's own code raises under tracing
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"torch.export cannot follow this host: {lines[0]}; use --format safetensors"
         ) from error
+
+
+def _positional(host: nn.Module, count: int) -> list[str]:
+    """The host's own names of its first inputs; numbered ones where it takes any number."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    own = [name for name, each in signature(host.forward).parameters.items() if each.kind in kinds]
+    return own[:count] if len(own) >= count else [f"input_{number}" for number in range(count)]
+
+
+@contextmanager
+def _named_inputs(model: nn.Module, positional: list[str], keywords: tuple[str, ...]) -> Iterator[None]:
+    """Inside, ``forward`` has a parameter for each input: with ``**kwargs``, `torch.export.export` takes no
+    dynamic axes of keyword inputs (it counts them twice, by their own names and as ``kwargs``)."""
+    plain = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in positional]
+    parameters += [Parameter(name, Parameter.KEYWORD_ONLY) for name in keywords]
+    named: Any = forward
+    named.__signature__ = Signature(parameters)
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _axes(value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from esper_runtime.contracts import InputError
@@ -35,7 +36,9 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     """
     check_onnx()
     try:
-        converted = torch.onnx.export(program, dynamo=True, verbose=False)
+        # Fused attention lays its output out in memory so that its decomposition cannot be viewed.
+        with sdpa_kernel(SDPBackend.MATH):
+            converted = torch.onnx.export(program, dynamo=True, verbose=False)
         assert converted is not None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ONNX
