@@ -3,7 +3,7 @@
 Imports no torch. Every other package speaks in these types.
 """
 
-from esper_runtime.contracts.base import ContractModel
+from esper_runtime.contracts.base import ContractModel, canonical_json
 from esper_runtime.contracts.blueprint import (
     MAX_NODES,
     Attribute,
@@ -79,6 +79,9 @@ from esper_runtime.contracts.journal import (
     Finished,
     Interrupted,
     JournalEntry,
+    KernelReported,
+    KernelsArrived,
+    KernelsGone,
     ModuleSummary,
     Refused,
     Resumed,
@@ -88,8 +91,8 @@ from esper_runtime.contracts.journal import (
     SlotSummary,
     Started,
     Steered,
+    TwinChanged,
     Validated,
-    canonical_json,
 )
 from esper_runtime.contracts.kernel import (
     ArtifactFile,
@@ -116,6 +119,7 @@ from esper_runtime.contracts.kernel import (
     Signed,
     Statement,
     Target,
+    UsableKernel,
     ValidationReport,
     Verdict,
     width_band,
@@ -243,9 +247,12 @@ __all__ = [
     "KernelInterface",
     "KernelQuery",
     "KernelRecord",
+    "KernelReported",
     "KernelSpec",
     "KernelState",
     "KernelWish",
+    "KernelsArrived",
+    "KernelsGone",
     "Lifecycle",
     "LoggerKind",
     "Logging",
@@ -303,7 +310,9 @@ __all__ = [
     "TelemetryCounts",
     "Training",
     "TransitionError",
+    "TwinChanged",
     "UnreadableAnswer",
+    "UsableKernel",
     "Validated",
     "Validation",
     "ValidationReport",

@@ -1,6 +1,8 @@
 """The base of every model that crosses a border: a file, a message, a resource."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
@@ -24,3 +26,8 @@ class Says:
     """Metadata of a field type: what it allows, in words, where a pattern alone would not be understood."""
 
     text: str
+
+
+def canonical_json(data: Any) -> bytes:
+    """JSON with sorted keys, no white space, no NaN: the bytes that digests are taken over."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,14 +1,14 @@
 """Journal entries: the run's truth, one JSON line each, chained by hashes."""
 
 import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from esper_runtime.contracts.base import ContractModel
+from esper_runtime.contracts.base import ContractModel, canonical_json
 from esper_runtime.contracts.blueprint import Blueprint, Interface
 from esper_runtime.contracts.directive import Directive
+from esper_runtime.contracts.kernel import FieldReport, KernelId, Sha256, UsableKernel
 from esper_runtime.contracts.lifecycle import SeedStage, SlotState
 from esper_runtime.contracts.signals import Measured
 from esper_runtime.contracts.steering import Steer
@@ -123,6 +123,47 @@ class SeedChanged(ContractModel):
     isolated_gain: Measured | None = None
     failure: str | None = Field(default=None, description="What failed in it, where that ends it.")
     graph: Blueprint | None = Field(default=None, description="Given where the seed germinates.")
+    kernel: KernelId | None = Field(default=None, description="The kernel that it runs, where it has one.")
+    digest: Sha256 | None = Field(default=None, description="Of the kernel's artifact.")
+
+
+class KernelsArrived(ContractModel):
+    """From now on these kernels may be planted: each carries a validation whose signature was verified.
+
+    It outlives rollbacks and resumptions: what is done again from before it, has them from its step on.
+    """
+
+    kind: Literal["KernelsArrived"] = "KernelsArrived"
+    kernels: tuple[UsableKernel, ...]
+    reason: str
+
+
+class KernelsGone(ContractModel):
+    """From now on these kernels may not be planted any more, for the reasons given by their ids."""
+
+    kind: Literal["KernelsGone"] = "KernelsGone"
+    kernels: dict[str, str]
+
+
+class TwinChanged(ContractModel):
+    """A compiled twin is about to run in place of a seed's own graph, or no longer.
+
+    ``speedup`` is what was measured in place, just before: seconds of the graph over those of the twin.
+    """
+
+    kind: Literal["TwinChanged"] = "TwinChanged"
+    seed: str
+    kernel: KernelId | None = Field(default=None, description="The twin's; absent where there is none now.")
+    digest: Sha256 | None = None
+    speedup: float | None = Field(default=None, gt=0)
+    reason: str
+
+
+class KernelReported(ContractModel):
+    """What a kernel did: written when its seed has ended, or the run has."""
+
+    kind: Literal["KernelReported"] = "KernelReported"
+    report: FieldReport
 
 
 class SlotChanged(ContractModel):
@@ -247,6 +288,10 @@ Event = Annotated[
     | ControllerChanged
     | AnswerRefused
     | SeedChanged
+    | KernelsArrived
+    | KernelsGone
+    | TwinChanged
+    | KernelReported
     | SlotChanged
     | Validated
     | Checkpointed
@@ -276,11 +321,11 @@ class JournalEntry(ContractModel):
         data = self.model_dump(mode="json", by_alias=True, exclude={"digest"})
         return hashlib.sha256(canonical_json(data)).hexdigest()
 
+    def follows_its_digest(self) -> bool:
+        """Whether the digest is that of the entry, also where it was written before some field was known."""
+        written = self.model_dump(mode="json", by_alias=True, exclude={"digest"}, exclude_unset=True)
+        return self.digest in (self.computed_digest(), hashlib.sha256(canonical_json(written)).hexdigest())
+
     def sealed(self) -> "JournalEntry":
         """A copy that carries its digest."""
         return self.model_copy(update={"digest": self.computed_digest()})
-
-
-def canonical_json(data: Any) -> bytes:
-    """JSON with sorted keys, no white space, no NaN: the bytes that digests are taken over."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -6,9 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from esper_runtime.contracts.base import ContractModel
+from esper_runtime.contracts.base import ContractModel, canonical_json
 from esper_runtime.contracts.blueprint import Blueprint, Interface, InterfaceKind, SpanGeometry
-from esper_runtime.contracts.journal import canonical_json
 
 BlueprintId = Annotated[str, StringConstraints(pattern=r"^bp-[0-9a-f]{12}$")]
 KernelId = Annotated[str, StringConstraints(pattern=r"^ck-[0-9a-f]{12}$")]
@@ -295,6 +294,24 @@ class KernelRecord(ContractModel):
     reason: str = ""
     compiled: Signed | None = None
     verdict: Signed | None = None
+
+
+class UsableKernel(ContractModel):
+    """A validated kernel as a run may use it: what of its record a decision and a report need.
+
+    ``figures`` are the medians of its measurements and its single numbers, by their names in the report.
+    """
+
+    kernel: KernelId
+    digest: Sha256
+    blueprint: BlueprintId
+    graph: Blueprint
+    interface: KernelInterface
+    pipeline: Pipeline
+    trains: bool
+    tags: tuple[str, ...] = ()
+    risk: float | None = Field(default=None, ge=0, le=1)
+    figures: dict[str, float] = Field(default_factory=dict, max_length=64)
 
 
 class KernelQuery(ContractModel):

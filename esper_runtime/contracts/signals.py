@@ -4,6 +4,7 @@ from pydantic import Field
 
 from esper_runtime.contracts.base import ContractModel
 from esper_runtime.contracts.blueprint import Interface
+from esper_runtime.contracts.kernel import KernelId
 from esper_runtime.contracts.lifecycle import SeedStage, SlotState
 
 
@@ -38,6 +39,8 @@ class Candidate(ContractModel):
     ``gain`` is the decrease of the training loss (loss units) that a trial of ``trial_steps`` steps showed:
     the loss of the copy without the seed minus that of the copy with it, batch by batch over the last half
     of the trial. Both are None until a probe has measured them; with ``trial_steps`` alone the trial failed.
+    ``kernel`` is the validated kernel that would run, with its tags, its risk and the median time of a
+    forward pass that Urabrask measured; absent where seeds are built without kernels.
     """
 
     slot: str
@@ -47,6 +50,10 @@ class Candidate(ContractModel):
     macs_per_example: int
     gain: Measured | None = None
     trial_steps: int | None = None
+    kernel: KernelId | None = None
+    tags: tuple[str, ...] = ()
+    risk: float | None = Field(default=None, ge=0, le=1)
+    forward_us: float | None = Field(default=None, ge=0)
 
 
 class SlotView(ContractModel):

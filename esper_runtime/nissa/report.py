@@ -126,7 +126,7 @@ def broken_link(entries: Sequence[JournalEntry]) -> int | None:
     """Sequence of the first entry that does not follow the one before it or its own digest, or None."""
     previous = GENESIS
     for index, entry in enumerate(entries):
-        if entry.sequence != index or entry.previous != previous or entry.computed_digest() != entry.digest:
+        if entry.sequence != index or entry.previous != previous or not entry.follows_its_digest():
             return entry.sequence
         previous = entry.digest
     return None
