@@ -32,7 +32,7 @@ class Channel(StrEnum):
 
 
 class EventType(StrEnum):
-    """The ``type`` of the events that a training sends."""
+    """The ``type`` of the events on the bus."""
 
     TELEMETRY = "dev.esper.telemetry.sampled.v1"
     TELEMETRY_ENDED = "dev.esper.telemetry.ended.v1"
@@ -43,6 +43,7 @@ class EventType(StrEnum):
     REPORT = "dev.esper.kernel.reported.v1"
     JOURNAL = "dev.esper.journal.appended.v1"
     JOURNAL_OMITTED = "dev.esper.journal.omitted.v1"
+    LIBRARY = "dev.esper.library.changed.v1"
 
 
 def check_subject_word(word: str, what: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from esper_runtime.contracts.base import ContractModel, canonical_json
 from esper_runtime.contracts.blueprint import Blueprint, Interface, InterfaceKind, SpanGeometry
+from esper_runtime.contracts.bus import utc_now
 
 BlueprintId = Annotated[str, StringConstraints(pattern=r"^bp-[0-9a-f]{12}$")]
 KernelId = Annotated[str, StringConstraints(pattern=r"^ck-[0-9a-f]{12}$")]
@@ -241,12 +242,18 @@ class Verdict(ContractModel):
 
 
 class Ruling(ContractModel):
-    """The planner's word on a kernel: Superseded, Quarantined, or reinstated (Validated)."""
+    """The planner's word on a kernel: Superseded, Quarantined, or reinstated (Validated). The last counts."""
 
     kind: Literal["Ruling"] = "Ruling"
     kernel: KernelId
     state: Literal[KernelState.SUPERSEDED, KernelState.QUARANTINED, KernelState.VALIDATED]
     reason: str = Field(max_length=500)
+    time: str = Field(
+        default_factory=utc_now,
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$",
+        description="UTC, RFC 3339 with milliseconds: what rulings are ordered by.",
+    )
+    by: KernelId | None = Field(default=None, description="Which kernel supersedes this one.")
 
 
 Statement = Annotated[
@@ -294,6 +301,7 @@ class KernelRecord(ContractModel):
     reason: str = ""
     compiled: Signed | None = None
     verdict: Signed | None = None
+    superseded_by: KernelId | None = None
 
 
 class UsableKernel(ContractModel):
@@ -349,6 +357,14 @@ class BlueprintEntry(ContractModel):
     origin: str = Field(max_length=32)
     entered: str = Field(max_length=64, description="UTC, RFC 3339.")
     archived: str | None = Field(default=None, max_length=500, description="Why, where it is archived.")
+
+
+class LibraryEvent(ContractModel):
+    """Something in the library changed; who wants to know what reads the library."""
+
+    kind: Literal["Blueprint", "Compiled", "CompileFailed", "Verdict", "Ruling"]
+    blueprint: BlueprintId | None = None
+    kernel: KernelId | None = None
 
 
 class FieldReport(ContractModel):
