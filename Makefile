@@ -7,7 +7,7 @@ READY_BENCH := $(VENV)/.ready-bench
 READY_FILES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bars docs acceleration clean
+.PHONY: help run test check bench bars docs crds acceleration clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -41,7 +41,7 @@ bench: $(READY_BENCH) ## the growth benchmark: all arms, tuned, with intervals (
 bars: $(READY_BENCH) ## measure every bar that a machine can run; one JSON line each
 	$(BIN)/python -m benchmarks.bars
 
-docs: $(READY) ## write docs/manifest.md and docs/cli.md from the code
+docs crds: $(READY) ## write docs/manifest.md, docs/cli.md and crds/ from the code
 	$(BIN)/python docs/generate.py
 
 acceleration: $(READY) ## optional: torch-scatter, which is compiled here (about 5 minutes)

@@ -34,6 +34,7 @@ from esper_runtime.contracts.bus import (
     run_subject,
     utc_now,
 )
+from esper_runtime.contracts.crds import crd_documents
 from esper_runtime.contracts.directive import (
     Decision,
     Directive,
@@ -327,6 +328,7 @@ __all__ = [
     "check_slot_transition",
     "check_subject_word",
     "check_transition",
+    "crd_documents",
     "event_bytes",
     "forge_subject",
     "load_run",

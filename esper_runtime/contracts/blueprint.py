@@ -7,12 +7,13 @@ from pydantic import Field, StringConstraints
 
 from esper_runtime.contracts.base import ContractModel
 
-NodeId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+NodeId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$", max_length=31)]
 Width = (
     Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 /*]{1,24}$")]
     | Annotated[int, Field(ge=1, le=1_048_576)]
 )
-Attribute = bool | int | float | str
+Attribute = bool | int | float | Annotated[str, StringConstraints(max_length=64)]
+Reading = Annotated[str, StringConstraints(max_length=40)]
 
 MAX_NODES = 32
 
@@ -38,31 +39,41 @@ class Origin(StrEnum):
 class Node(ContractModel):
     """One graph operator. Its output feeds the nodes that name it among their inputs."""
 
-    id: NodeId
-    op: Annotated[str, StringConstraints(max_length=32)]
-    inputs: tuple[str, ...] = Field(
+    id: NodeId = Field(description="Name that other nodes read it by.")
+    op: Annotated[str, StringConstraints(max_length=32)] = Field(
+        description="Operator; `esper blueprint validate` lists them."
+    )
+    inputs: tuple[Reading, ...] = Field(
         default=(),
         max_length=8,
         description="Ids of the nodes it reads, in order; 'input' is the graph's input. "
         "An output of a split is named 'node.0', 'node.1', ...",
     )
-    attributes: dict[str, Attribute] = Field(default_factory=dict, max_length=16)
+    attributes: dict[str, Attribute] = Field(
+        default_factory=dict, max_length=16, description="Of the operator: width, kernel, bias, ..."
+    )
 
 
 class Provenance(ContractModel):
     """How the blueprint came about."""
 
     origin: Origin = Origin.USER
-    parents: tuple[str, ...] = Field(default=(), max_length=8)
-    generator: str | None = Field(default=None, max_length=64)
+    parents: tuple[Reading, ...] = Field(
+        default=(), max_length=8, description="Ids of the blueprints that it was made of."
+    )
+    generator: str | None = Field(default=None, max_length=64, description="What made it, with its version.")
 
 
 class Blueprint(ContractModel):
     """A directed acyclic graph of typed operators with one input and one output of one interface kind."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,46}[a-z0-9])?$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,46}[a-z0-9])?$", max_length=48)] = (
+        Field(description="What people call it.")
+    )
     interface: InterfaceKind
-    nodes: tuple[Node, ...] = Field(min_length=1, max_length=MAX_NODES)
+    nodes: tuple[Node, ...] = Field(
+        min_length=1, max_length=MAX_NODES, description="Operators, in any order; no cycles."
+    )
     output: str = Field(max_length=40, description="Id of the node whose output is the graph's output.")
     causal: bool = Field(
         default=False, description="True when no position sees later ones; needed where the host is causal."
@@ -72,18 +83,18 @@ class Blueprint(ContractModel):
         description="True for a widening: meant to lie beside a producer and its consumer, using the "
         "symbols of a span.",
     )
-    description: str = Field(default="", max_length=300)
+    description: str = Field(default="", max_length=300, description="What it does, in words.")
     provenance: Provenance = Provenance()
 
 
 class SpanGeometry(ContractModel):
     """Geometry of one of the two host layers of a span; axes as in the host."""
 
-    kernel: tuple[int, ...] = Field(max_length=2)
-    stride: tuple[int, ...] = Field(max_length=2)
-    padding: tuple[int, ...] = Field(max_length=2)
-    dilation: tuple[int, ...] = Field(max_length=2)
-    groups: int = Field(ge=1)
+    kernel: tuple[int, ...] = Field(max_length=2, description="Size of the kernel.")
+    stride: tuple[int, ...] = Field(max_length=2, description="Stride.")
+    padding: tuple[int, ...] = Field(max_length=2, description="Padding.")
+    dilation: tuple[int, ...] = Field(max_length=2, description="Dilation.")
+    groups: int = Field(ge=1, description="Groups of channels.")
 
 
 class Interface(ContractModel):

@@ -1,11 +1,11 @@
 """The part of the manifest that says when, where and what may grow."""
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from esper_runtime.contracts.base import ContractModel, Says
+from esper_runtime.contracts.base import ContractModel, Rule, Says
 from esper_runtime.contracts.directive import Initialisation
 
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -48,6 +48,10 @@ class AbsorbWhen(StrEnum):
 
 class Controller(ContractModel):
     """The controller and its settings."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("self.earliest <= self.latest", "'earliest' must not be after 'latest'"),
+    )
 
     kind: ControllerKind = Field(
         default=ControllerKind.HEURISTIC, description="Heuristic, or Off: never grow."

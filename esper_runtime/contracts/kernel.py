@@ -10,9 +10,9 @@ from esper_runtime.contracts.base import ContractModel, canonical_json
 from esper_runtime.contracts.blueprint import Blueprint, Interface, InterfaceKind, SpanGeometry
 from esper_runtime.contracts.bus import utc_now
 
-BlueprintId = Annotated[str, StringConstraints(pattern=r"^bp-[0-9a-f]{12}$")]
-KernelId = Annotated[str, StringConstraints(pattern=r"^ck-[0-9a-f]{12}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+BlueprintId = Annotated[str, StringConstraints(pattern=r"^bp-[0-9a-f]{12}$", max_length=15)]
+KernelId = Annotated[str, StringConstraints(pattern=r"^ck-[0-9a-f]{12}$", max_length=15)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
 _FIRST_BAND, _BAND_FACTOR = 16, 4
@@ -30,12 +30,15 @@ class Pipeline(StrEnum):
 class Target(ContractModel):
     """What a kernel runs on. Its name stands in subjects."""
 
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda"] = Field(description="Kind of device.")
     arch: str = Field(
         pattern=r"^[a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?$",
+        max_length=24,
         description="CPU: instruction set as torch reports it, e.g. avx512; CUDA: compute capability, sm-90.",
     )
-    torch: str = Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", description="Version without its local part.")
+    torch: str = Field(
+        pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", max_length=24, description="Version without its local part."
+    )
 
     @property
     def name(self) -> str:
@@ -51,16 +54,18 @@ class KernelInterface(ContractModel):
     """
 
     kind: InterfaceKind
-    least_in: int = Field(ge=1, le=1_048_576)
-    most_in: int = Field(ge=1, le=1_048_576)
-    least_out: int = Field(ge=1, le=1_048_576)
-    most_out: int = Field(ge=1, le=1_048_576)
-    stride: tuple[int, ...] = Field(default=(), max_length=2)
-    dtype: DType = "float32"
-    causal: bool = False
+    least_in: int = Field(ge=1, le=1_048_576, description="Smallest input width.")
+    most_in: int = Field(ge=1, le=1_048_576, description="Largest input width.")
+    least_out: int = Field(ge=1, le=1_048_576, description="Smallest output width.")
+    most_out: int = Field(ge=1, le=1_048_576, description="Largest output width.")
+    stride: tuple[int, ...] = Field(default=(), max_length=2, description="Of the slot.")
+    dtype: DType = Field(default="float32", description="Of the activations.")
+    causal: bool = Field(default=False, description="No position may see later ones.")
     producer: SpanGeometry | None = None
     consumer: SpanGeometry | None = None
-    activation: str | None = Field(default=None, max_length=32)
+    activation: str | None = Field(
+        default=None, max_length=32, description="Between producer and consumer of a span."
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -178,10 +183,10 @@ class Measurement(ContractModel):
     ``steady`` is False where the spread stayed above 5 % when the time was over.
     """
 
-    median: float = Field(ge=0)
-    p99: float = Field(ge=0)
-    count: int = Field(ge=1)
-    steady: bool
+    median: float = Field(ge=0, description="Median.")
+    p99: float = Field(ge=0, description="99th percentile.")
+    count: int = Field(ge=1, description="Samples.")
+    steady: bool = Field(description="The spread was within 5 %.")
 
 
 class ValidationReport(ContractModel):
@@ -274,8 +279,8 @@ class Signature(ContractModel):
     """Ed25519 over the canonical bytes of a statement; ``key`` is the first 16 hex digits of the SHA-256 of
     the raw public key."""
 
-    key: str = Field(pattern=r"^[0-9a-f]{16}$")
-    value: str = Field(pattern=r"^[A-Za-z0-9+/]{86}==$", description="Base64.")
+    key: str = Field(pattern=r"^[0-9a-f]{16}$", max_length=16, description="Id of the key.")
+    value: str = Field(pattern=r"^[A-Za-z0-9+/]{86}==$", max_length=88, description="Base64.")
 
 
 class Signed(ContractModel):

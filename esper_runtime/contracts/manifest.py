@@ -1,12 +1,13 @@
 """The run manifest: the MorphogeneticRun resource, the same on one machine and on Kubernetes."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from esper_runtime.contracts.base import ContractModel, Says
+from esper_runtime.contracts.base import ContractModel, Rule, Says
 from esper_runtime.contracts.growth import Growth
+from esper_runtime.contracts.pods import Deadlines, DnsLabel, PodTemplate, Retry
 
 API_VERSION = "esper.dev/v1alpha1"
 KIND = "MorphogeneticRun"
@@ -29,6 +30,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class Source(ContractModel):
     """A host or a task: a built-in one by name, or a function of yours."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.builtin) != has(self.entrypoint)", "give exactly one of 'builtin' and 'entrypoint'"),
+    )
 
     builtin: str | None = Field(default=None, max_length=64, description="Name of a built-in one.")
     entrypoint: Entrypoint | None = Field(
@@ -127,6 +132,16 @@ class Workers(ContractModel):
 
 class Training(ContractModel):
     """How the model is trained. Give `steps` or `epochs`."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.steps) != has(self.epochs)", "give exactly one of 'steps' and 'epochs'"),
+        Rule("self.accumulate <= self.batchSize", "'accumulate' must not be larger than 'batchSize'"),
+        Rule(
+            "self.workers.count * self.workers.processesPerWorker == 1 || "
+            "self.batchSize % (self.workers.count * self.workers.processesPerWorker * self.accumulate) == 0",
+            "'batchSize' must be a multiple of workers.count x workers.processesPerWorker x accumulate",
+        ),
+    )
 
     steps: int | None = Field(default=None, ge=1, le=100_000_000, description="Optimizer steps.")
     epochs: int | None = Field(default=None, ge=1, le=1_000_000, description="Passes over the training data.")
@@ -244,12 +259,16 @@ class RunSpec(ContractModel):
     checkpoint: Checkpointing = Field(default=Checkpointing(), description="Checkpoints.")
     output: Output = Field(default=Output(), description="The finished model.")
     budget: RunBudget = Field(default=RunBudget(), description="Limits of time.")
-    template: dict[str, Any] | None = Field(default=None, description="Kubernetes only: the pod template.")
-    queue_name: str | None = Field(default=None, max_length=63, description="Kubernetes only: Kueue queue.")
-    suspend: bool = Field(default=False, description="Kubernetes only.")
-    deadlines: dict[str, Any] | None = Field(default=None, description="Kubernetes only.")
-    retry: dict[str, Any] | None = Field(default=None, description="Kubernetes only.")
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, description="Kubernetes only.")
+    queue_name: DnsLabel | None = Field(default=None, description="Kubernetes only: Kueue's local queue.")
+    suspend: bool = Field(
+        default=False, description="Kubernetes only: true: checkpoint, and no pod is left; false: resume."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None, ge=0, le=31_536_000, description="Kubernetes only: deleted so long after its end."
+    )
+    template: PodTemplate = Field(default=PodTemplate(), description="Kubernetes only: the training pods.")
+    deadlines: Deadlines = Field(default=Deadlines(), description="Kubernetes only: time limits.")
+    retry: Retry = Field(default=Retry(), description="Kubernetes only: what happens after failures.")
 
 
 KUBERNETES_ONLY = (

@@ -13,7 +13,7 @@ from esper_runtime.contracts.base import ContractModel
 from esper_runtime.contracts.document import read_document
 from esper_runtime.contracts.errors import ManifestError
 from esper_runtime.contracts.manifest import KUBERNETES_ONLY, MorphogeneticRun
-from esper_runtime.contracts.reference import allowed, file_name, leaves, submodel
+from esper_runtime.contracts.reference import allowed, entry_model, file_name, leaves, submodel
 
 _KUBERNETES_METADATA = ("namespace", "labels", "annotations")
 
@@ -90,6 +90,7 @@ def _messages(errors: Sequence[ErrorDetails], data: dict[str, Any]) -> list[str]
 
 def _message(error: ErrorDetails, data: dict[str, Any]) -> tuple[str, str]:
     model: type[ContractModel] | None = MorphogeneticRun
+    entry: type[ContractModel] | None = None
     path = ""
     words = ""
     known: list[str] = []
@@ -101,9 +102,12 @@ def _message(error: ErrorDetails, data: dict[str, Any]) -> tuple[str, str]:
             path = f"{path}.{segment}" if path else str(segment)
             field = names.get(str(segment))
             model = submodel(field.annotation) if field is not None else None
+            entry = entry_model(field.annotation) if field is not None else None
             words = (allowed(field) if model is None else "a mapping of fields") if field is not None else ""
         elif isinstance(segment, int) and isinstance(value, list) and segment < len(value):
             path = f"{path}[{segment}]"
+            model, entry = entry, None
+            words = words if model is None else "a mapping of fields"
         elif isinstance(value, dict) and segment in value:
             path = f"{path}.{segment}"
         else:

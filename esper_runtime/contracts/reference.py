@@ -33,6 +33,15 @@ def submodel(annotation: Any) -> type[ContractModel] | None:
     return None
 
 
+def entry_model(annotation: Any) -> type[ContractModel] | None:
+    """The contract model that the entries of a list field are, or None."""
+    for option in _options(annotation):
+        members = get_args(option)
+        if get_origin(option) is tuple and len(members) == 2 and members[1] is Ellipsis:
+            return submodel(members[0])
+    return None
+
+
 def file_name(name: str, field: FieldInfo) -> str:
     """Name of a field as it is written in a file."""
     return field.alias or name
@@ -44,7 +53,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[FieldReference]:
-    """Every leaf field below ``model``, in the order of the file."""
+    """Every leaf field below ``model``, in the order of the file; ``[]`` stands for an entry of a list."""
     for name, field in model.model_fields.items():
         path = prefix + file_name(name, field)
         inner = submodel(field.annotation)
@@ -52,6 +61,9 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[FieldReference]
             yield from leaves(inner, path + ".")
         else:
             yield FieldReference(path, allowed(field), _default(field), field.description or "")
+            entry = entry_model(field.annotation)
+            if entry is not None:
+                yield from leaves(entry, path + "[].")
 
 
 def _options(annotation: Any) -> list[Any]:
