@@ -13,6 +13,7 @@ from esper_runtime.blueprint.inference import Cost
 from esper_runtime.blueprint.load import load_blueprint, parse_blueprint
 from esper_runtime.blueprint.operators import OPERATORS, Operator
 from esper_runtime.blueprint.rules import ACTIVATIONS
+from esper_runtime.blueprint.samples import sample_slots
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,6 +26,7 @@ __all__ = [
     "load_blueprint",
     "misfit",
     "parse_blueprint",
+    "sample_slots",
     "unabsorbable",
     "validate",
 ]

@@ -22,6 +22,10 @@ from esper_runtime.blueprint.inference import calls
 from esper_runtime.blueprint.structure import first_mixers, tails
 from esper_runtime.contracts import Blueprint, BlueprintError, Interface, InterfaceKind
 
+BUILDER_VERSION = "1"
+"""Raised whenever an operator, a default or the drawing of weights comes to mean something else, so that
+kernels made for the old meaning are not taken for the new one."""
+
 _META = "esper"
 
 

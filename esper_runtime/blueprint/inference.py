@@ -29,6 +29,24 @@ def calls(graph: Graph, interface: Interface) -> dict[str, Call]:
         BlueprintError: rule ``shape``, naming the node whose rule is broken, or the graph when its output
             has not the shape that the interface needs.
     """
+    found, given = _applied(graph, interface)
+    needed = Shape(interface.width_out, interface.spatial_out)
+    if given != needed:
+        message = f"the output has {given}; the slot needs {needed}"
+        raise BlueprintError("shape", message, graph.output.node)
+    return found
+
+
+def output_shape(graph: Graph, interface: Interface) -> Shape:
+    """The shape that the graph yields for the interface's input, whatever its output should be.
+
+    Raises:
+        BlueprintError: rule ``shape``, naming the node whose rule is broken.
+    """
+    return _applied(graph, interface)[1]
+
+
+def _applied(graph: Graph, interface: Interface) -> tuple[dict[str, Call], Shape]:
     for sizes in (interface.spatial_in, interface.spatial_out):
         if len(sizes) != _AXES[interface.kind]:
             message = (
@@ -42,11 +60,7 @@ def calls(graph: Graph, interface: Interface) -> dict[str, Call]:
         found[node.id] = call
         for port, shape in enumerate(node.operator.shape(call)):
             shapes[Reference(node.id, port)] = shape
-    given, needed = shapes[graph.output], Shape(interface.width_out, interface.spatial_out)
-    if given != needed:
-        message = f"the output has {given}; the slot needs {needed}"
-        raise BlueprintError("shape", message, graph.output.node)
-    return found
+    return found, shapes[graph.output]
 
 
 def costs_of_nodes(graph: Graph, interface: Interface) -> dict[str, Cost]:

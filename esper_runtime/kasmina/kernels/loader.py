@@ -1,0 +1,81 @@
+"""Modules made from verified artifacts: the eager graph, and where there is one its compiled twin.
+
+`load` takes a `VerifiedArtifact` and nothing else: whoever has one has checked the digest of the whole
+archive, both signatures and that all of them mean the same kernel.
+"""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from esper_runtime.artifact import VerifiedArtifact
+from esper_runtime.blueprint.builder import BUILDER_VERSION, build
+from esper_runtime.contracts import Blueprint, Interface, KernelError, KernelSpec
+from esper_runtime.kasmina.kernels.wanted import current_target
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that can be built into seeds.
+
+    Attributes:
+        spec: what it was made for.
+        digest: of its artifact.
+        blueprint: its graph.
+        bytes: what its files take, for bounds on what is kept.
+    """
+
+    spec: KernelSpec
+    digest: str
+    blueprint: Blueprint
+    bytes: int
+
+    @property
+    def id(self) -> str:
+        """``ck-...``."""
+        return self.spec.kernel_id
+
+    def body(self, interface: Interface, seed: int) -> fx.GraphModule:
+        """The eager module for a slot: float32 parameters on the CPU, in training mode, zero at birth.
+
+        It is what `esper_runtime.blueprint.builder.build` makes of the artifact's graph: the same weights,
+        bit for bit, for the same ``seed``.
+
+        Raises:
+            KernelError: the slot is not of the kernel's class.
+            BlueprintError: the blueprint does not fit the slot.
+        """
+        if not self.spec.interface.contains(interface):
+            raise KernelError(
+                f"{self.id} is not made for this slot: the slot is {_words(interface)}, the kernel is for "
+                f"{self.spec.interface.model_dump_json(by_alias=True, exclude_defaults=True)}"
+            )
+        return build(self.blueprint, interface, seed)
+
+
+def load(artifact: VerifiedArtifact) -> Kernel:
+    """A kernel from an artifact that was verified.
+
+    Raises:
+        KernelError: it was made for another target, or by another version of the builder.
+    """
+    spec = artifact.manifest.kernel
+    here = current_target(spec.target.device)
+    if spec.target != here:
+        raise KernelError(f"{spec.kernel_id} is made for {spec.target.name}; this process is {here.name}")
+    made_with = spec.toolchain.get("builder")
+    if made_with != BUILDER_VERSION:
+        raise KernelError(
+            f"{spec.kernel_id} was made with version {made_with} of the builder; this Esper has "
+            f"{BUILDER_VERSION}: compile it again"
+        )
+    return Kernel(
+        spec=spec,
+        digest=artifact.compiled.digest,
+        blueprint=artifact.blueprint,
+        bytes=sum(file.bytes for file in artifact.manifest.files),
+    )
+
+
+def _words(interface: Interface) -> str:
+    return interface.model_dump_json(by_alias=True, exclude_defaults=True)

@@ -1,0 +1,8 @@
+"""The compilation forge: makes a signed artifact of a blueprint for one class of slots, target and pipeline.
+
+It makes and signs; whether the result may run in a training is for Urabrask to say.
+"""
+
+from esper_runtime.tezzeret.make import make
+
+__all__ = ["make"]
