@@ -21,7 +21,9 @@ def exercise(blueprint: Blueprint, slots: KernelInterface, device: str) -> None:
     """
     samples = sample_slots(blueprint, slots)
     if not samples:
-        raise KernelError(f"{blueprint.name} fits no slot of the class {slots.model_dump_json(by_alias=True)}")
+        raise KernelError(
+            f"{blueprint.name} fits no slot of the class {slots.model_dump_json(by_alias=True)}"
+        )
     for slot in samples:
         _try(blueprint, slot, device)
 
