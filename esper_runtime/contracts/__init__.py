@@ -59,6 +59,7 @@ from esper_runtime.contracts.errors import (
     RunFailedError,
     TransitionError,
 )
+from esper_runtime.contracts.forge import KernelNote, Work, WorkAttempt
 from esper_runtime.contracts.growth import (
     AbsorbWhen,
     ControllerKind,
@@ -248,6 +249,7 @@ __all__ = [
     "JournalOmitted",
     "KernelError",
     "KernelInterface",
+    "KernelNote",
     "KernelQuery",
     "KernelRecord",
     "KernelReported",
@@ -322,6 +324,8 @@ __all__ = [
     "Validation",
     "ValidationReport",
     "Verdict",
+    "Work",
+    "WorkAttempt",
     "Workers",
     "canonical_json",
     "check_command",

@@ -397,6 +397,7 @@ class CompileWork(ContractModel):
 
     spec: KernelSpec
     graph: Blueprint
+    attempt: int = Field(default=1, ge=1, description="Counted by the planner.")
 
 
 class EvaluateWork(ContractModel):
@@ -404,6 +405,7 @@ class EvaluateWork(ContractModel):
 
     kernel: KernelId
     digest: Sha256
+    attempt: int = Field(default=1, ge=1, description="Counted by the planner.")
 
 
 class DeadWork(ContractModel):
