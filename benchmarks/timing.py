@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 
 def interleaved(
-    steps: dict[str, Callable[[], object]], rounds: int, warmup: int = 10
+    steps: dict[str, Callable[[], object]], rounds: int, warmup: int = 10, again: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each named step, taken in turn; the order changes from round to round."""
+    """Seconds of each call of each named step, taken in turn; the order changes from round to round.
+
+    With ``again``, each has so many calls more in a row, and the first is left out: it finds the caches full
+    of another's data.
+    """
     names = list(steps)
     for _ in range(warmup):
         for name in names:
@@ -20,9 +24,11 @@ def interleaved(
         for turn in range(rounds):
             order = names[turn % len(names) :] + names[: turn % len(names)]
             for name in order:
-                start = time.perf_counter()
-                steps[name]()
-                seconds[name].append(time.perf_counter() - start)
+                for call in range(1 + again):
+                    start = time.perf_counter()
+                    steps[name]()
+                    if call or not again:
+                        seconds[name].append(time.perf_counter() - start)
     finally:
         gc.enable()
     return seconds

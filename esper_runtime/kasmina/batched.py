@@ -7,7 +7,6 @@ one grouped convolution. A Python loop spends nearly all of its time between ope
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from esper_runtime.kasmina.seed import Seed
+from esper_runtime.kasmina.stacked import stacks
 
 MANY = 8
 """From so many equal seeds on they are run as one; below, a loop is faster (measured: `many_seeds`)."""
@@ -25,10 +25,11 @@ _direct: ContextVar[bool] = ContextVar("esper_direct_gradients", default=False)
 
 @contextmanager
 def direct_gradients() -> Iterator[None]:
-    """Inside, gradients of seeds run as one go from their stack straight into each parameter's ``grad``.
+    """Inside, seeds run as one learn in one stack: their gradients go from it into each parameter's ``grad``.
 
+    Their parameters and buffers become slices of that stack, so that nothing is copied from pass to pass.
     Only where the pass ends in ``backward()``: for `torch.autograd.grad` the parameters must be part of the
-    graph. With 1,024 seeds, two thirds of the time is spent on making them so.
+    graph. A ``grad`` that was dropped is overwritten in the next pass: copy what is to be kept.
     """
     token = _direct.set(not torch.distributed.is_available() or not torch.distributed.is_initialized())
     try:
@@ -57,8 +58,8 @@ class Batch:
         for number, body in enumerate(bodies):
             if _shapes(body) != first or getattr(body, "code", "") != getattr(bodies[0], "code", ""):
                 raise ValueError(f"body {number} is not equal to the first; give bodies of one blueprint")
-        self._parameters = _holders(bodies, "_parameters")
-        self._buffers = _holders(bodies, "_buffers")
+        self._parameters = stacks(bodies, "_parameters")
+        self._buffers = stacks(bodies, "_buffers")
 
     def __call__(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Outputs of all bodies, ``[K, ...]``, equal up to rounding to those of each by itself.
@@ -74,26 +75,24 @@ class Batch:
 
     def run(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The outputs, and the buffers after the pass, which are those of the bodies once they are kept."""
-        parameters = {name: _values(held) for name, held in self._parameters.items()}
-        direct = _direct.get() and all(p.is_leaf for column in parameters.values() for p in column)
-        stacks = {name: _stack(column, direct) for name, column in parameters.items()}
-        stacked = {name: torch.stack(_values(held)) for name, held in self._buffers.items()}
+        direct = _direct.get()
+        weights = {name: s.leaf() if direct else s.copied() for name, s in self._parameters.items()}
+        state = {name: s.shared().clone() if direct else s.copied() for name, s in self._buffers.items()}
         shared = isinstance(x, Tensor)
 
         def one(weights: dict[str, Tensor], state: dict[str, Tensor], given: Tensor) -> Any:
             return functional_call(self.bodies[0], (weights, state), (given,))
 
         y = vmap(one, in_dims=(0, 0, None if shared else 0))(
-            stacks, stacked, x if isinstance(x, Tensor) else torch.stack(list(x))
+            weights, state, x if isinstance(x, Tensor) else torch.stack(list(x))
         )
-        return y, stacked
+        return y, state
 
     def keep(self, buffers: dict[str, Tensor]) -> None:
         """Make the bodies' buffers those that `run` gave."""
         if self.bodies[0].training:
-            with torch.no_grad():
-                for name, held in self._buffers.items():
-                    torch._foreach_copy_(_values(held), list(buffers[name].unbind()))
+            for name, stack in self._buffers.items():
+                stack.write(buffers[name])
 
     def same(self, bodies: Sequence[nn.Module]) -> bool:
         """True where these are the bodies."""
@@ -191,9 +190,6 @@ class Voice:
         return self._choir.contribute(self._seed, x, value)
 
 
-_Holder = tuple[dict[str, Any], str]
-
-
 def _is(one: object, other: object) -> bool:
     return one is other
 
@@ -201,43 +197,3 @@ def _is(one: object, other: object) -> bool:
 def _shapes(body: nn.Module) -> list[tuple[str, torch.Size, torch.dtype]]:
     named = [*body.named_parameters(), *body.named_buffers()]
     return [(name, tensor.shape, tensor.dtype) for name, tensor in named]
-
-
-def _holders(bodies: Sequence[nn.Module], kind: str) -> dict[str, list[_Holder]]:
-    """Where each tensor is kept: those of the moment are read from there, also inside `functional_call`."""
-    found: dict[str, list[_Holder]] = {}
-    for body in bodies:
-        for path, module in body.named_modules():
-            held: dict[str, Any] = getattr(module, kind)
-            for name, tensor in held.items():
-                if tensor is not None:
-                    found.setdefault(f"{path}.{name}" if path else name, []).append((held, name))
-    return found
-
-
-def _values(holders: list[_Holder]) -> list[Tensor]:
-    return [held[name] for held, name in holders]
-
-
-def _stack(column: list[Tensor], direct: bool) -> Tensor:
-    """The parameters as one tensor; ``direct`` makes it a leaf that hands its gradient on to them."""
-    learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in column)
-    if not direct or not learning:
-        return torch.stack(column)
-    with torch.no_grad():
-        stack = torch.stack(column)
-    stack.requires_grad_(True)
-    stack.register_post_accumulate_grad_hook(partial(_hand_on, column))  # type: ignore[no-untyped-call]
-    return stack
-
-
-def _hand_on(column: list[Tensor], stack: Tensor) -> None:
-    assert stack.grad is not None
-    for parameter, gradient in zip(column, stack.grad.unbind(), strict=True):
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:
-            parameter.grad = gradient
-        else:
-            parameter.grad += gradient
-    stack.grad = None
