@@ -1,7 +1,7 @@
 """Pure functions from what is observed to what is done next; doing it twice changes nothing.
 
 They decide whether a run starts, resumes or is refused, which checkpoints are kept, whether a process that
-ended is started again, and what the forge does with blueprints and kernels.
+ended is started again, what the forge does with blueprints and kernels, and what a cluster does for a run.
 """
 
 from esper_runtime.planning.attempt import (
@@ -42,15 +42,37 @@ from esper_runtime.planning.restart import (
 )
 from esper_runtime.planning.retention import to_delete
 from esper_runtime.planning.rulings import Quarantine, QuarantineRule, Reinstate, Supersede, supersedes
+from esper_runtime.planning.runs import (
+    EXIT_BUDGET,
+    CreateAttempt,
+    CreateClaim,
+    CreateService,
+    DeleteJob,
+    DeleteRun,
+    JobEnd,
+    JobSeen,
+    RunAction,
+    RunPlan,
+    RunSeen,
+    Standing,
+    plan_run,
+    shape_of,
+)
 from esper_runtime.planning.workforce import IDLE_SECONDS, WORKERS, Depth, workers_wanted
 
 __all__ = [
+    "EXIT_BUDGET",
     "IDLE_SECONDS",
     "WORKERS",
     "Action",
     "AlreadyComplete",
     "Attempt",
     "Compile",
+    "CreateAttempt",
+    "CreateClaim",
+    "CreateService",
+    "DeleteJob",
+    "DeleteRun",
     "Depth",
     "Done",
     "Evaluate",
@@ -59,6 +81,8 @@ __all__ = [
     "ForgeState",
     "GiveUp",
     "GiveUpWork",
+    "JobEnd",
+    "JobSeen",
     "Observed",
     "Quarantine",
     "QuarantineRule",
@@ -70,7 +94,11 @@ __all__ = [
     "RestartPolicy",
     "Resume",
     "Retry",
+    "RunAction",
+    "RunPlan",
+    "RunSeen",
     "SavedCheckpoint",
+    "Standing",
     "Start",
     "Supersede",
     "Undone",
@@ -81,7 +109,9 @@ __all__ = [
     "plan_attempt",
     "plan_forge",
     "plan_helper",
+    "plan_run",
     "plan_trainer",
+    "shape_of",
     "supersedes",
     "to_delete",
     "workers_wanted",
