@@ -32,6 +32,7 @@ BARS = (
     "calls",
     "front_door",
     "service",
+    "library_query",
     "growth_table",
 )
 RESULTS = Path("results/bars.jsonl")

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("package", ["contracts", "planning", "blueprint", "artifact", "tamiyo", "nissa"])
+@pytest.mark.parametrize(
+    "package", ["contracts", "planning", "blueprint", "artifact", "tamiyo", "nissa", "urza"]
+)
 def test_the_package_imports_no_torch(package: str) -> None:
     script = f"import sys, esper_runtime.{package}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

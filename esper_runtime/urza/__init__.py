@@ -1,0 +1,21 @@
+"""Urza is the library: blueprints, kernels, what each role says of them, and their artifacts.
+
+What a kernel's state is follows from the roles' signed words; nobody writes it, and nothing is ever deleted.
+"""
+
+from esper_runtime.urza.fold import fold
+from esper_runtime.urza.index import KernelIndex, Ranked
+from esper_runtime.urza.lineage import Lineage, lineage
+from esper_runtime.urza.words import Fault, Word, hear, word_key
+
+__all__ = [
+    "Fault",
+    "KernelIndex",
+    "Lineage",
+    "Ranked",
+    "Word",
+    "fold",
+    "hear",
+    "lineage",
+    "word_key",
+]
