@@ -101,7 +101,7 @@ def made(keyring: KeyRing, draw: random.Random) -> list[KernelRecord]:
         words = []
         for role, statement in said(number, draw):
             data = encode_signed(keyring.sign(role, statement))
-            word = hear(data, role, word_key(statement), trust)
+            word = hear(data, role, word_key(statement.kernel, data), trust)
             assert isinstance(word, Word), word
             words.append(word)
         record = fold(words)

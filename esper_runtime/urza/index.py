@@ -24,8 +24,8 @@ TAG_WEIGHT = 2.0
 _Class = tuple[object, ...]
 _Widths = tuple[int, int, int, int]
 _Entry = tuple[float, int, int, float, float, float, float, KernelRecord]
-"""Merit, the id as a negative number, the tags as bits, latency, memory, parameters, risk (infinite where they
-were not measured): what a query looks at, laid out so that thousands pass in a few milliseconds."""
+"""Merit, the id as a negative number, the tags as bits, latency, memory, parameters, risk (infinite where
+they were not measured): what a query looks at, laid out so that thousands pass in a few milliseconds."""
 
 _CLASS = attrgetter("kind", "stride", "dtype", "causal", "producer", "consumer", "activation")
 _WIDTHS = attrgetter("least_in", "most_in", "least_out", "most_out")

@@ -1,23 +1,12 @@
 """Words: what lies in the roles' buckets, and whether it counts."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
 
-from esper_runtime.artifact import Trust, decode_signed
-from esper_runtime.contracts import (
-    ArtifactError,
-    Compiled,
-    CompileFailed,
-    Role,
-    Ruling,
-    Signed,
-    Statement,
-    Verdict,
-)
-
-FAILED = "failed"
-"""Last part of the key of a failure to compile, in the place of a digest."""
+from esper_runtime.artifact import Trust, decode_signed, encode_signed
+from esper_runtime.contracts import ArtifactError, Role, Signed, Statement
 
 
 class Fault(StrEnum):
@@ -37,23 +26,23 @@ class Word:
     signed: Signed
 
     @property
+    def encoded(self) -> bytes:
+        """As it lies in its role's bucket."""
+        return encode_signed(self.signed)
+
+    @property
     def key(self) -> str:
-        """Where it lies in its role's bucket; a word is said once under its key."""
-        return word_key(self.statement)
+        """Where it lies in its role's bucket."""
+        return word_key(self.statement.kernel, self.encoded)
 
 
-def word_key(statement: Statement) -> str:
-    """``<kernel>.<digest>`` for what is said of an artifact, ``<kernel>.failed`` where none could be made,
-    ``<kernel>.<time in digits>-<state>`` for rulings."""
-    match statement:
-        case Compiled() | Verdict():
-            last = statement.digest
-        case CompileFailed():
-            last = FAILED
-        case Ruling():
-            digits = "".join(letter for letter in statement.time[:23] if letter.isdigit())
-            last = f"{digits}-{statement.state.value}"
-    return f"{statement.kernel}.{last}"
+def word_key(kernel: str, data: bytes) -> str:
+    """``<kernel>.<first 32 hex digits of the SHA-256 of the word>``.
+
+    A key is taken once and for good; so it names what lies there, and nobody can take the key of a word that
+    was not said yet.
+    """
+    return f"{kernel}.{hashlib.sha256(data).hexdigest()[:32]}"
 
 
 def hear(data: bytes, role: Role, key: str, trust: Trust) -> Word | Fault:
@@ -61,17 +50,19 @@ def hear(data: bytes, role: Role, key: str, trust: Trust) -> Word | Fault:
 
     Malformed: not in the form of a signed statement. Unsigned: it has no signature. Forged: no key that is
     trusted for this role, and neither revoked nor expired, has signed it, or its statement contradicts itself
-    or is not this role's to make. Misplaced: it counts, but under another key.
+    or is not this role's to make. Misplaced: it would count, but lies under the key of another word.
     """
     try:
         signed = decode_signed(data)
     except ArtifactError:
         return Fault.UNSIGNED if _lacks_signature(data) else Fault.MALFORMED
     try:
-        word = Word(trust.verify(signed, role), signed)
+        statement = trust.verify(signed, role)
     except ArtifactError:
         return Fault.FORGED
-    return word if word.key == key else Fault.MISPLACED
+    if word_key(statement.kernel, data) != key:
+        return Fault.MISPLACED
+    return Word(statement, signed)
 
 
 def _lacks_signature(data: bytes) -> bool:
