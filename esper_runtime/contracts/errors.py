@@ -56,6 +56,10 @@ class KernelError(EsperError):
     """A kernel may not run here or cannot be made: not validated, quarantined, of another target or class."""
 
 
+class SandboxError(EsperError):
+    """The sandbox cannot be set up as asked on this machine, or its warm process is gone."""
+
+
 class RunFailedError(EsperError):
     """The run cannot go on (exit code 1); the text says why and what is left behind."""
 
