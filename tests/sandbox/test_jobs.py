@@ -205,8 +205,7 @@ def test_a_warm_process_that_is_gone_is_started_again() -> None:
         assert sandbox.run("tests.sandbox.deeds:echo", b"1").finished
         assert sandbox.pid is not None
         os.kill(sandbox.pid, 9)
-        while Path(f"/proc/{sandbox.pid}/exe").exists():
-            time.sleep(0.01)
+        os.waitid(os.P_PID, sandbox.pid, os.WEXITED | os.WNOWAIT)
         assert sandbox.run("tests.sandbox.deeds:echo", b"2").result == b"2"
 
 
