@@ -326,6 +326,11 @@ class UsableKernel(ContractModel):
     risk: float | None = Field(default=None, ge=0, le=1)
     figures: dict[str, float] = Field(default_factory=dict, max_length=64)
 
+    @property
+    def artifact(self) -> str:
+        """Names its artifact on a machine's shelf: the kernel, and the first 16 digits of the digest."""
+        return f"{self.kernel}-{self.digest[:16]}"
+
 
 class KernelQuery(ContractModel):
     """Which kernels a slot could use; the best of them are returned.

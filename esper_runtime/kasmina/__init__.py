@@ -10,6 +10,16 @@ from esper_runtime.kasmina.grafted import GraftedModel
 from esper_runtime.kasmina.growable import Changes, Growable, Journal, nowhere
 from esper_runtime.kasmina.initialise import initialise_from_gradients
 from esper_runtime.kasmina.isolation import detached_call, learn_isolated
+from esper_runtime.kasmina.kernels import (
+    CacheCounts,
+    Kernel,
+    KernelCache,
+    Shelf,
+    Stock,
+    current_target,
+    spec_for,
+    usable,
+)
 from esper_runtime.kasmina.limits import Limits
 from esper_runtime.kasmina.measure import Trial, evaluating, measure_contribution, probe_slots, summary
 from esper_runtime.kasmina.probe import graphless
@@ -23,10 +33,13 @@ from esper_runtime.kasmina.wrap import wrap
 
 __all__ = [
     "Batch",
+    "CacheCounts",
     "Changes",
     "GraftedModel",
     "Growable",
     "Journal",
+    "Kernel",
+    "KernelCache",
     "Limits",
     "Merged",
     "Move",
@@ -34,6 +47,8 @@ __all__ = [
     "Refusal",
     "Report",
     "Seed",
+    "Shelf",
+    "Stock",
     "Survey",
     "Tap",
     "Trial",
@@ -41,6 +56,7 @@ __all__ = [
     "absorb_all",
     "candidates",
     "cohorts",
+    "current_target",
     "detached_call",
     "direct_gradients",
     "evaluating",
@@ -52,8 +68,10 @@ __all__ = [
     "modules_of",
     "nowhere",
     "probe_slots",
+    "spec_for",
     "summary",
     "survey",
     "untouched_random_state",
+    "usable",
     "wrap",
 ]

@@ -18,6 +18,7 @@ from esper_runtime.contracts import (
     SeedStage,
 )
 from esper_runtime.kasmina.batched import Choir, Voice
+from esper_runtime.kasmina.kernels import Maker
 from esper_runtime.kasmina.seed import Seed
 from esper_runtime.kasmina.survey import Place
 from esper_runtime.kasmina.taps import Contribute, Graft
@@ -138,11 +139,20 @@ class GraftedModel(nn.Module):
         """Give every place the widths that the host has now."""
         self.places = {name: shifted(place, self.absorbed) for name, place in self.surveyed.items()}
 
-    def make_body(self, blueprint: Blueprint, slot: str, random_seed: int) -> nn.Module:
-        """Build a blueprint for a slot, in the slot's dtype and on the host's device."""
+    def make_body(
+        self, blueprint: Blueprint, slot: str, random_seed: int, make: Maker | None = None
+    ) -> nn.Module:
+        """A seed's body for a slot, in the slot's dtype and on the host's device.
+
+        Args:
+            blueprint: what it is to be.
+            slot: where it is to be.
+            random_seed: of its weights.
+            make: the kernel's own way to make it; otherwise it is built from ``blueprint``.
+        """
         interface = self.place(slot).interface
         parameter = next(self.host.parameters(), torch.empty(0))
-        body = build(blueprint, interface, random_seed)
+        body = build(blueprint, interface, random_seed) if make is None else make(interface, random_seed)
         return body.to(device=parameter.device, dtype=getattr(torch, interface.dtype))
 
     def architecture(self) -> dict[str, Any]:
@@ -200,6 +210,8 @@ def _seed_record(seed: Seed) -> dict[str, Any]:
         "alpha": seed.alpha,
         "failure": seed.failure,
         "apart": seed.apart,
+        "kernel": seed.kernel,
+        "digest": seed.digest,
         "frozen": not any(p.requires_grad for p in seed.body.parameters()),
         "isolatedGain": dump(seed.isolated_gain),
         "contribution": dump(seed.contribution),
@@ -221,8 +233,11 @@ def _seed_from(record: dict[str, Any], model: GraftedModel) -> Seed:
     seed.alpha = record["alpha"]
     seed.failure = record["failure"]
     seed.apart = record.get("apart", False)
+    seed.kernel, seed.digest = record.get("kernel"), record.get("digest")
     seed.isolated_gain = load(record["isolatedGain"])
     seed.contribution = load(record["contribution"])
-    seed.body = model.make_body(blueprint, seed.slot, random_seed=0)
-    seed.body.requires_grad_(not record["frozen"])
+    if seed.stage not in (SeedStage.GERMINATED, SeedStage.LOADING):
+        # Its kernel was validated when it was planted; the graph kept here is that kernel's.
+        seed.body = model.make_body(blueprint, seed.slot, random_seed=0)
+        seed.body.requires_grad_(not record["frozen"])
     return seed

@@ -15,6 +15,7 @@ from esper_runtime.contracts import (
     Directive,
     EsperError,
     Event,
+    KernelError,
     Operation,
     PlanKind,
     Refused,
@@ -29,6 +30,7 @@ from esper_runtime.contracts import (
     check_transition,
 )
 from esper_runtime.kasmina.grafted import GraftedModel
+from esper_runtime.kasmina.kernels import Stock
 from esper_runtime.kasmina.limits import Limits
 from esper_runtime.kasmina.seed import Seed
 from esper_runtime.kasmina.slot import Slot
@@ -86,6 +88,11 @@ class Growable(GraftedModel):
         self.host_macs = macs_per_example
         self.random_seed = random_seed
         self.freeze_fossils = freeze_fossils
+        self.stock: Stock | None = None
+        """The validated kernels that seeds are made of. Without a stock they are built from ``blueprints``
+        as they are; whatever trains a model attaches one."""
+        self.loaded_at: Mapping[str, int] = {}
+        """Steps before which seeds are not taken for loaded, by seed; a replay repeats the waiting."""
         self._germinated = 0
         self._queue: list[Directive] = []
         self._running = 0
@@ -163,6 +170,8 @@ class Growable(GraftedModel):
         for slot in self.slots.values():
             if slot.state is SlotState.EMBARGOED and slot.until is not None and step >= slot.until:
                 self._move_slot(slot, SlotState.DORMANT, "the embargo is over", journal)
+        for seed in [s for s in self.seeds if s.stage is SeedStage.LOADING and s.failure is None]:
+            self._load(seed, step, journal, changes)
         due = [d for d in self._queue if d.effective_step <= step]
         self._queue = [d for d in self._queue if d.effective_step > step]
         for directive in due:
@@ -238,6 +247,7 @@ class Growable(GraftedModel):
             slot.place.interface,
             step,
         )
+        self._name_kernel(seed)
         parameters = self.host_parameters + sum(a.parameters for a in self.absorbed)
         macs = self.host_macs + sum(a.macs for a in self.absorbed)
         self.limits.check(seed, list(self.seeds), parameters, macs)
@@ -247,10 +257,7 @@ class Growable(GraftedModel):
             slot.move(SlotState.OCCUPIED)
         self.add(seed)
         self._move(seed, SeedStage.LOADING, step, "its turn has come", journal, changes)
-        self._load(seed)
-        if seed.failure is None:
-            target = SeedStage.TRAINING if seed.isolates else SeedStage.GRAFTING
-            self._move(seed, target, step, "loaded and built", journal, changes)
+        self._load(seed, step, journal, changes)
 
     def _check_free(self, slot: Slot, directive: Directive, step: int) -> None:
         """Raise `TransitionError` unless the slot is Dormant, or its tournament begins at this boundary."""
@@ -268,14 +275,35 @@ class Growable(GraftedModel):
                 f"candidates of one tournament germinate at the same boundary"
             )
 
-    def _load(self, seed: Seed) -> None:
-        """Build the seed's body; one that cannot be built is culled when the boundary ends."""
+    def _name_kernel(self, seed: Seed) -> None:
+        """Settle which kernel the seed will be made of; raise `KernelError` where none may be used."""
+        if self.stock is None:
+            return
+        kernel = self.stock.find(seed.blueprint_id, seed.interface)
+        if kernel is None:
+            raise KernelError(self.stock.why_not(seed.blueprint_id, seed.interface))
+        seed.kernel, seed.digest = kernel.kernel, kernel.digest
+
+    def _load(self, seed: Seed, step: int, journal: Journal, changes: Changes) -> None:
+        """Give the seed its body and let it begin, unless its kernel is still being loaded.
+
+        One that cannot be built is culled when the boundary ends.
+        """
+        if step < self.loaded_at.get(seed.identity, step):
+            return
         try:
-            seed.body = self.make_body(
-                seed.blueprint, seed.slot, seed_number(self.random_seed, seed.identity)
-            )
+            make = None
+            if self.stock is not None:
+                make = self.stock.cached(seed.blueprint_id, seed.interface)
+                if make is None:
+                    return
+            number = seed_number(self.random_seed, seed.identity)
+            seed.body = self.make_body(seed.blueprint, seed.slot, number, make)
         except (EsperError, RuntimeError) as error:
             seed.failure = f"loading failed: {error}"
+            return
+        target = SeedStage.TRAINING if seed.isolates else SeedStage.GRAFTING
+        self._move(seed, target, step, "loaded and built", journal, changes)
 
     # Moves
 
@@ -408,4 +436,6 @@ def _changed(
         isolated_gain=seed.isolated_gain,
         failure=seed.failure if after is SeedStage.CULLED else None,
         graph=graph,
+        kernel=seed.kernel,
+        digest=seed.digest,
     )

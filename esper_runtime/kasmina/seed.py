@@ -34,6 +34,8 @@ class Seed(nn.Module):
         alpha: factor of the contribution, 0 to 1.
         failure: what went wrong in a forward pass, or None; a failed seed contributes nothing.
         apart: it learns in passes of its own: the host cannot be run for several candidates at once.
+        kernel: id of the kernel that its body is made of; None where the model has no stock of kernels.
+        digest: of the kernel's artifact.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Seed(nn.Module):
         self.alpha = 0.0
         self.failure: str | None = None
         self.apart = False
+        self.kernel: str | None = None
+        self.digest: str | None = None
         self.isolated_gain: Measured | None = None
         self.contribution: Measured | None = None
         self.body: nn.Module = nn.Identity()
@@ -136,7 +140,10 @@ class Seed(nn.Module):
 
     def ready(self, step: int) -> bool:
         """True when the planned duration of the present stage has passed at boundary ``step``."""
-        return step - self.entered >= self._duration()
+        return (
+            self.stage not in (SeedStage.GERMINATED, SeedStage.LOADING)
+            and step - self.entered >= self._duration()
+        )
 
     def _duration(self) -> int:
         match self.stage:

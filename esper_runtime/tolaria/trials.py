@@ -153,6 +153,8 @@ class Trials:
 
     def _copy(self) -> _Twin:
         model, optimizer = copy.deepcopy((self._model, self._optimizer), graphless(self._model))
+        if model.stock is not None:
+            model.stock = model.stock.built_at_once()
         return _Twin(model, optimizer, structure_of(model))
 
     def _plant(self, slot: str, blueprint: str) -> _Twin | None:

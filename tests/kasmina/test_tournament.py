@@ -172,10 +172,10 @@ def test_a_candidate_that_cannot_be_built_leaves_the_others(monkeypatch: pytest.
     model = growable()
     build = model.make_body
 
-    def broken(blueprint, slot, random_seed):
+    def broken(blueprint, slot, random_seed, make=None):
         if model._germinated == 1:
             raise RuntimeError("no memory")
-        return build(blueprint, slot, random_seed)
+        return build(blueprint, slot, random_seed, make)
 
     monkeypatch.setattr(model, "make_body", broken)
     for directive in directives(model, embargoSteps=50):

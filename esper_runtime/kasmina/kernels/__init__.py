@@ -3,7 +3,22 @@
 Nothing here looks at bytes whose digest and signatures were not checked before.
 """
 
+from esper_runtime.kasmina.kernels.cache import CacheCounts, KernelCache
 from esper_runtime.kasmina.kernels.loader import Kernel, load
+from esper_runtime.kasmina.kernels.shelf import Shelf, usable
+from esper_runtime.kasmina.kernels.stock import Maker, Stock
 from esper_runtime.kasmina.kernels.wanted import current_target, spec_for, toolchain
 
-__all__ = ["Kernel", "current_target", "load", "spec_for", "toolchain"]
+__all__ = [
+    "CacheCounts",
+    "Kernel",
+    "KernelCache",
+    "Maker",
+    "Shelf",
+    "Stock",
+    "current_target",
+    "load",
+    "spec_for",
+    "toolchain",
+    "usable",
+]

@@ -1,0 +1,177 @@
+"""The shelf: this machine's folder of kernels, from which nothing is taken that is not verified again."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from esper_runtime.artifact import (
+    Trust,
+    VerifiedArtifact,
+    guarded_folder,
+    open_artifact,
+    write_atomically,
+)
+from esper_runtime.contracts import (
+    ArtifactError,
+    ContractModel,
+    KernelError,
+    KernelState,
+    Role,
+    Ruling,
+    Signed,
+    UsableKernel,
+    canonical_json,
+)
+
+KERNELS = "kernels"
+ARCHIVE, WORDS = ".kernel", ".json"
+_DIGITS = 16
+_MOST_WORDS = 1_048_576
+
+
+class Words(ContractModel):
+    """What was said of an artifact: it lies beside it, and each part counts only with its signature."""
+
+    compiled: Signed
+    verdict: Signed
+    ruling: Signed | None = Field(default=None, description="The planner's last word, where it has said one.")
+
+
+class Shelf:
+    """Verified kernels in ``<home>/kernels``: an archive and the signed words on it, for each.
+
+    Files are put in place in one step, the archive first, so that any number of processes may use the
+    folder. A file that was changed, or whose key or digest is revoked, is refused when it is opened.
+
+    Args:
+        home: the machine's folder (`esper_home`).
+
+    Raises:
+        ArtifactError: the folder cannot be used.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.folder = guarded_folder(home) / KERNELS
+        guarded_folder(self.folder)
+
+    def put(self, archive: Path, compiled: Signed, verdict: Signed, trust: Trust) -> UsableKernel:
+        """Copy an artifact with its words; one that is there already is written again.
+
+        Raises:
+            ArtifactError: it is not what its words say, or is not validated; or it cannot be written.
+        """
+        artifact = open_artifact(archive, compiled, verdict, trust)
+        name = _name(artifact.compiled.kernel, artifact.compiled.digest)
+        try:
+            data = archive.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{archive}: cannot be read ({error.strerror})") from error
+        write_atomically(self.folder / f"{name}{ARCHIVE}", data, 0o600)
+        self._write_words(name, Words(compiled=compiled, verdict=verdict))
+        return usable(artifact)
+
+    def rule(self, signed: Signed, trust: Trust) -> None:
+        """Keep the planner's word on a kernel beside its artifacts here; the latest one counts.
+
+        Raises:
+            ArtifactError: it is not the planner's, or cannot be written.
+        """
+        ruling = trust.verify(signed, Role.PLANNER)
+        for name in self.artifacts(ruling.kernel):
+            words = self._read_words(name)
+            if words is None:
+                continue
+            before = None if words.ruling is None else trust.verify(words.ruling, Role.PLANNER)
+            if not (isinstance(before, Ruling) and isinstance(ruling, Ruling) and before.time >= ruling.time):
+                self._write_words(name, words.model_copy(update={"ruling": signed}))
+
+    def artifacts(self, kernel: str | None = None) -> list[str]:
+        """Names of the artifacts that lie here, of one kernel or of all; nothing of them is opened."""
+        with os.scandir(self.folder) as files:
+            names = [file.name.removesuffix(WORDS) for file in files if file.name.endswith(WORDS)]
+        return sorted(name for name in names if name[0] != "." and kernel in (None, name[: -_DIGITS - 1]))
+
+    def open(self, name: str, trust: Trust) -> VerifiedArtifact:
+        """An artifact, verified as a whole.
+
+        Args:
+            name: of the artifact.
+            trust: whom we believe.
+
+        Raises:
+            ArtifactError: it is not here, or is not what its words say; a key or it was revoked.
+            KernelError: it is quarantined.
+        """
+        words = self._read_words(name)
+        if words is None:
+            raise ArtifactError(f"{self.folder / name}{WORDS} is missing or cannot be read")
+        artifact = open_artifact(self.folder / f"{name}{ARCHIVE}", words.compiled, words.verdict, trust)
+        compiled = artifact.compiled
+        if _name(compiled.kernel, compiled.digest) != name:
+            raise ArtifactError(f"{name}{ARCHIVE} holds {compiled.kernel} ({compiled.digest[:_DIGITS]})")
+        if words.ruling is not None:
+            ruling = trust.verify(words.ruling, Role.PLANNER)
+            if isinstance(ruling, Ruling) and ruling.state is KernelState.QUARANTINED:
+                raise KernelError(f"{ruling.kernel} is quarantined: {ruling.reason}")
+        return artifact
+
+    def usable(self, kernels: Iterable[str], trust: Trust) -> tuple[dict[str, UsableKernel], dict[str, str]]:
+        """Those of ``kernels`` that are here and may run, each verified; and why the others may not."""
+        names: dict[str, list[str]] = {}
+        for name in self.artifacts():
+            names.setdefault(name[: -_DIGITS - 1], []).append(name)
+        found: dict[str, UsableKernel] = {}
+        refused: dict[str, str] = {}
+        for kernel in kernels:
+            for name in names.get(kernel, ()):
+                try:
+                    found[kernel] = usable(self.open(name, trust))
+                    break
+                except (ArtifactError, KernelError) as error:
+                    refused[kernel] = str(error)
+            if kernel not in found:
+                refused.setdefault(kernel, f"it is not in {self.folder}")
+        return found, {kernel: why for kernel, why in refused.items() if kernel not in found}
+
+    def _read_words(self, name: str) -> Words | None:
+        path = self.folder / f"{name}{WORDS}"
+        try:
+            if path.stat().st_size > _MOST_WORDS:
+                return None
+            return Words.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def _write_words(self, name: str, words: Words) -> None:
+        data = canonical_json(words.model_dump(mode="json", by_alias=True))
+        write_atomically(self.folder / f"{name}{WORDS}", data, 0o600)
+
+
+def usable(artifact: VerifiedArtifact) -> UsableKernel:
+    """What a decision and a report need of a verified artifact.
+
+    Raises:
+        ArtifactError: it was opened without a verdict.
+    """
+    if artifact.verdict is None:
+        raise ArtifactError(f"{artifact.compiled.kernel} has no verdict: it is not validated")
+    spec, report = artifact.manifest.kernel, artifact.verdict.report
+    figures = {name: measured.median for name, measured in report.measurements.items()} | report.numbers
+    return UsableKernel(
+        kernel=artifact.compiled.kernel,
+        digest=artifact.compiled.digest,
+        blueprint=spec.blueprint,
+        graph=artifact.blueprint,
+        interface=spec.interface,
+        pipeline=spec.pipeline,
+        trains=artifact.manifest.trains,
+        tags=report.tags,
+        risk=report.risk,
+        figures=figures,
+    )
+
+
+def _name(kernel: str, digest: str) -> str:
+    return f"{kernel}-{digest[:_DIGITS]}"
