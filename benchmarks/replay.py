@@ -1,6 +1,7 @@
-"""20 recorded runs, with kills, rollbacks and decisions that come late, replayed: the same weights?
+"""22 recorded runs, with kills, rollbacks and a controller service, replayed: the same weights?
 
-Control: a replay of another run's journal, which must be found to differ.
+In 12 of them the supervisor runs trainer, bus and `esper tamiyo serve`; in the others scripts make rare
+things happen. Control: a replay of another run's journal, which must be found to differ.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import replay_served
 from benchmarks.line import bar
 from esper_runtime.contracts import (
     Decision,
@@ -101,24 +103,14 @@ class Incidents(Recorder):
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "heuristic": {},
     "heuristic, killed": {"kill": [70]},
-    "immediate": {"script": "immediate"},
-    "isolated": {"script": "isolated"},
-    "both": {"script": "both"},
-    "both, killed": {"script": "both", "kill": [63]},
     "both, killed three times": {"script": "both", "kill": [20, 57, 101]},
     "killed before the first checkpoint": {"script": "immediate", "kill": [13]},
-    "bad batch": {"script": "immediate", "poison": 3},
+    "isolated, pinned": {"script": "isolated", "pin": [45]},
     "bad batch, killed": {"script": "both", "poison": 700, "kill": [90]},
     "bad batch, killed right after": {"script": "both", "poison": 3, "kill": [33, 66]},
-    "seed explodes": {"script": "later", "explode": [33]},
     "seed explodes, killed": {"script": "later", "explode": [37], "kill": [60]},
-    "veto": {"script": "both", "veto": [15]},
     "veto, killed": {"script": "both", "veto": [16], "kill": [21, 80]},
-    "pinned": {"script": "both", "pin": [45]},
-    "late answers": {"script": "late", "delay": 7},
-    "late answers, killed": {"script": "late", "delay": 12, "kill": [52]},
     "late answers, bad batch, killed": {"script": "late", "delay": 9, "poison": 3, "kill": [71]},
     "early stopping": {"script": "both", "patience": 2},
 }
@@ -190,10 +182,18 @@ def main() -> int:
     torch.set_num_threads(1)
     root = Path(tempfile.mkdtemp(prefix="esper-replay-"))
     found: dict[str, str] = {}
-    equal = kills = rollbacks = resumptions = 0
+    folders: dict[str, Path] = {}
+    kills = 0
     for number, (name, case) in enumerate(CASES.items()):
-        folder = root / f"run{number}"
-        kills += recorded(case, folder)
+        folders[name] = root / f"run{number}"
+        kills += recorded(case, folders[name])
+    served: dict[str, dict[str, int]] = {}
+    for number, (name, run) in enumerate(replay_served.CASES.items()):
+        folders[name] = replay_served.recorded(run, root / f"served{number}")
+        kills += len(run.kills)
+        served[name] = replay_served.what_was_decided(read_journal(folders[name] / "journal.jsonl"))
+    equal = rollbacks = resumptions = 0
+    for name, folder in folders.items():
         events = [entry.event for entry in read_journal(folder / "journal.jsonl")]
         rollbacks += sum(isinstance(event, RolledBack) for event in events)
         resumptions += sum(isinstance(event, Resumed) for event in events)
@@ -201,19 +201,29 @@ def main() -> int:
         equal += outcome.equal
         found[name] = "equal" if outcome.equal else f"{outcome.differences}; {outcome.first}"
         print(f"# {name}: {found[name]}", flush=True)
-    trainer, comparison = replay_run(RunFolder(root / "run2"), root / "control")
+    obeyed = sum(counts["directivesOfTheService"] > 0 for counts in served.values())
+    handovers = sum(counts["handovers"] for counts in served.values())
+    trainer, comparison = replay_run(RunFolder(folders["isolated, pinned"]), root / "control")
     trainer._task = Poisoned(digits(), lambda losses, batch: losses * 1.0001)
     trainer.run()
     control = comparison.outcome()
-    passed = equal == len(CASES) and not control.equal
+    passed = equal == len(folders) and not control.equal and obeyed >= 10 and handovers > 0
     bar(
         "replay",
         command=COMMAND,
-        figure={"runs": len(CASES), "equal weights": equal},
-        bound=f"{len(CASES)} of {len(CASES)} replays end with the recorded weights and architecture",
+        figure={"runs": len(folders), "equal weights": equal, "a service decided": obeyed},
+        bound=f"{len(folders)} of {len(folders)} replays end with the recorded weights and architecture; in "
+        "at least 10 the service commanded something that counts",
         passed=passed,
         control={"losses scaled by 1.0001 are found to differ": not control.equal, "first": control.first},
-        detail={"kills": kills, "rollbacks": rollbacks, "resumptions": resumptions, "runs": found},
+        detail={
+            "kills": kills,
+            "rollbacks": rollbacks,
+            "resumptions": resumptions,
+            "handovers": handovers,
+            "runs": found,
+            "served": served,
+        },
     )
     shutil.rmtree(root)
     return 0 if passed else 1
