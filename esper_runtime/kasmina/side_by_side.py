@@ -20,7 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from esper_runtime.kasmina.grafted import GraftedModel
 from esper_runtime.kasmina.isolation import Criterion, at_full_strength, detached_state, learn_isolated
-from esper_runtime.kasmina.randomness import untouched_random_state
+from esper_runtime.kasmina.randomness import (
+    random_state_of,
+    set_random_state_of,
+    untouched_random_state,
+)
 from esper_runtime.kasmina.seed import Seed
 
 log = logging.getLogger(__name__)
@@ -110,13 +114,13 @@ class _Candidates:
         self.running = False
 
     def contribute(self, x: Tensor, value: Tensor) -> Tensor:
-        before, ends, parts = torch.get_rng_state(), [], []
+        before, ends, parts = random_state_of(value.device), [], []
         self.running = True
         for seed in self.seeds:
-            torch.set_rng_state(before)
+            set_random_state_of(value.device, before)
             part = seed.contribute(x, value)
             parts.append(torch.zeros_like(value) if part is None else part)
-            ends.append(torch.get_rng_state())
+            ends.append(random_state_of(value.device))
         self.running = False
         if any(not torch.equal(end, ends[0]) for end in ends):
             raise RuntimeError("a candidate draws random numbers, so that what follows would draw others")
@@ -166,8 +170,8 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     """Dropout with the mask that one candidate alone would draw: it depends on the order in memory."""
     if not training or not 0.0 < p < 1.0:
         return F.dropout(input, p, training, inplace)
-    like = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device)
-    noise = torch.empty_like(like).bernoulli_(1.0 - p).div_(1.0 - p)
+    ones = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device).fill_(1.0)
+    noise = F.dropout(ones, p)
     return input.mul_(noise) if inplace else input * noise
 
 

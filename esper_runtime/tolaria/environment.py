@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper_runtime.contracts import CheckpointError, InputError, Training
+from esper_runtime.contracts import CheckpointError, EsperError, InputError, Training
+
+_NOT_DETERMINISTIC = "torch.use_deterministic_algorithms"
+"""In the text of each error of torch about an operation that is not deterministic."""
 
 
 @contextmanager
@@ -21,11 +24,12 @@ def prepared(training: Training) -> Iterator[torch.device]:
         The device to train on.
 
     Raises:
-        InputError: the manifest wants cuda and there is none.
+        InputError: the manifest wants cuda and there is none; an operation has no deterministic form.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
+    searches = torch.backends.cudnn.benchmark
     device = _device(training)
     if device.type == "cuda" and training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -34,9 +38,21 @@ def prepared(training: Training) -> Iterator[torch.device]:
     torch.set_num_threads(training.threads or 1)
     torch.use_deterministic_algorithms(training.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if training.deterministic:  # what is fastest at the moment may round differently
+        torch.backends.cudnn.benchmark = False
     try:
         yield device
+    except (RuntimeError, EsperError) as error:
+        if training.deterministic and _NOT_DETERMINISTIC in str(error):
+            what = str(error).split(", but you set")[0]
+            raise InputError(
+                f"spec.training.deterministic is true, but the host or the task uses what cannot be repeated "
+                f"bit for bit on {device.type}: {what}. Use another operation, or set "
+                f"spec.training.deterministic to false: two runs then differ a little"
+            ) from error
+        raise
     finally:
+        torch.backends.cudnn.benchmark = searches
         torch.backends.mha.set_fastpath_enabled(fast_attention)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

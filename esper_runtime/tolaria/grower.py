@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from esper_runtime.contracts import (
     AbsorbWhen,
@@ -28,7 +27,6 @@ from esper_runtime.contracts import (
 from esper_runtime.kasmina import (
     Changes,
     Growable,
-    Move,
     Trial,
     absorb_all,
     cohorts,
@@ -41,8 +39,8 @@ from esper_runtime.tamiyo import Controller, make_controller
 from esper_runtime.tolaria.behind import charged, drops_out
 from esper_runtime.tolaria.boundary import Boundary, BoundarySettings, limits_of
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example
-from esper_runtime.tolaria.optimizer import clip_gradients, merge_state
-from esper_runtime.tolaria.schedule import newborn_factor
+from esper_runtime.tolaria.optimizer import clip_gradients
+from esper_runtime.tolaria.seed_optimizer import SeedOptimizer
 from esper_runtime.tolaria.training_state import structure_of
 from esper_runtime.tolaria.trials import TrialSettings
 
@@ -50,113 +48,6 @@ Losses = Callable[[Any, Any], Tensor]
 """From the model's output and the target to the loss of each example, [B]."""
 RECENT_BATCHES = 16
 VALIDATION_BATCH = 500
-
-
-class SeedOptimizer:
-    """An optimizer of the user's kind for the seeds, beside the user's own.
-
-    Its learning rates follow the first group of the user's, whatever schedules that.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._host = optimizer
-        self._seeds: torch.optim.Optimizer | None = None
-        self._groups: dict[str, tuple[int, float, int]] = {}
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Ids of the seeds that have a group."""
-        return tuple(self._groups)
-
-    def add_group(
-        self,
-        name: str,
-        parameters: Iterable[tuple[str, Parameter]],
-        step: int,
-        learning_rate_factor: float = 1.0,
-        warmup_steps: int = 0,
-    ) -> None:
-        """Add a newborn seed's parameters."""
-        self.add_param_group({**self._settings(), "params": [parameter for _, parameter in parameters]})
-        self._groups[name] = (step, learning_rate_factor, warmup_steps)
-
-    def remove_group(self, name: str) -> None:
-        """Drop the parameters of a seed that is gone, and their state."""
-        assert self._seeds is not None
-        group = self._seeds.param_groups.pop(self.groups.index(name))
-        for parameter in group["params"]:
-            self._seeds.state.pop(parameter, None)
-        del self._groups[name]
-
-    def absorb(self, name: str, moves: Iterable[Move]) -> None:
-        """Let the user's state of host parameters follow an absorbed seed, and drop the seed's."""
-        assert self._seeds is not None
-        betas = self._host.param_groups[0].get("betas")
-        held = {parameter for group in self._host.param_groups for parameter in group["params"]}
-        for move in moves:
-            if move.parameter in held:
-                part = {} if move.part is None else self._seeds.state.get(move.part, {})
-                own = self._host.state.get(move.parameter, {})
-                self._host.state[move.parameter] = merge_state(own, part, move, betas)
-        self.remove_group(name)
-
-    def update_seeds(self, step: int) -> None:
-        """One update of the seeds that have gradients, for optimizer step ``step`` (0-based)."""
-        if self._seeds is None:
-            return
-        base = self._host.param_groups[0]["lr"]
-        for group, (born, factor, warmup) in zip(
-            self._seeds.param_groups, self._groups.values(), strict=True
-        ):
-            group["lr"] = base * factor * newborn_factor(step, born, warmup)
-        self._seeds.step()
-        self._seeds.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Any]:
-        """Groups and moments of the seeds; the user's own optimizer is saved by the user."""
-        return {
-            "groups": {name: list(facts) for name, facts in self._groups.items()},
-            "optimizer": None if self._seeds is None else self._seeds.state_dict(),
-        }
-
-    def restore(self, data: dict[str, Any], model: Growable) -> None:
-        """Take over what `state` gave; the seeds live in ``model``."""
-        self._seeds, self._groups = None, {}
-        for name, (born, factor, warmup) in data["groups"].items():
-            parameters = model.seed(name).body.named_parameters()
-            self.add_group(name, parameters, int(born), float(factor), int(warmup))
-        if self._seeds is not None and data["optimizer"] is not None:
-            self._seeds.load_state_dict(data["optimizer"])
-
-    def _settings(self) -> dict[str, Any]:
-        return {key: value for key, value in self._host.param_groups[0].items() if key != "params"}
-
-    # Both together, as a trial's copy of the model learns
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The user's groups and the seeds'."""
-        return self._host.param_groups + ([] if self._seeds is None else self._seeds.param_groups)
-
-    def add_param_group(self, group: dict[str, Any]) -> None:
-        """Add a group of a seed's parameters."""
-        if self._seeds is None:
-            kind: Any = type(self._host)
-            self._seeds = kind([group])
-        else:
-            self._seeds.add_param_group(group)
-
-    def step(self) -> None:
-        """One update of host and seeds."""
-        self._host.step()
-        if self._seeds is not None:
-            self._seeds.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all gradients."""
-        self._host.zero_grad(set_to_none)
-        if self._seeds is not None:
-            self._seeds.zero_grad(set_to_none)
 
 
 class Grower:
@@ -185,6 +76,7 @@ class Grower:
         controller: decides instead of the one that ``growth`` names.
         clip_norm: largest gradient norm of seeds that learn behind the host.
         journal: is given each event before what it announces happens.
+        scaler: the loop's `torch.amp.GradScaler`, where it scales the loss.
     """
 
     def __init__(
@@ -199,6 +91,7 @@ class Grower:
         controller: Controller | None = None,
         clip_norm: float | None = None,
         journal: Callable[[Event], None] = nowhere,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         growth = growth or Growth()
         _check_arguments(model, optimizer, validation, total_steps)
@@ -209,6 +102,8 @@ class Grower:
         self._losses = losses
         self._journal = journal
         self._clip_norm = clip_norm
+        self._scaler = scaler
+        self._scale = 1.0 if scaler is None else scaler.get_scale()
         self._recent: deque[Trial] = deque(maxlen=RECENT_BATCHES)
         limit = growth.gates.validation_examples
         self._judging = [
@@ -298,6 +193,7 @@ class Grower:
     def _step(self, inputs: Any, target: Any) -> Changes:
         batch = self._trial(inputs, target)
         self._check_gradients()
+        self._unscale()
         self._recent.append(batch)
         self._learn_isolated(batch)
         self._optimizer.update_seeds(self.steps)
@@ -352,6 +248,21 @@ class Grower:
                 f"at step {self.steps} neither the host nor its seeds have gradients: call step() after "
                 f"backward() and before the gradients of the whole model are dropped"
             )
+
+    def _unscale(self) -> None:
+        """Undo in the seeds' gradients what the loop's scaler did to the loss; where the scale was too high,
+        seeds have no update in this step, as the host has none."""
+        if self._scaler is None:
+            return
+        seeds = [seed for seed in self.model.seeds if seed.contributing]
+        learning = [p for seed in seeds for p in seed.body.parameters() if p.grad is not None]
+        gradients = [p.grad for p in learning if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, 1.0 / self._scale)
+            if not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
+                for parameter in learning:
+                    parameter.grad = None
+        self._scale = self._scaler.get_scale()
 
     def _validate(self) -> None:
         def losses() -> list[Tensor]:

@@ -115,6 +115,16 @@ def _recurrent_backward(*args: Any, **kwargs: Any) -> int:
     return 2 * _recurrent_forward(*args, **kwargs)
 
 
+def _cudnn_recurrent_forward(inputs: Tensor, weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
+    """All directions and layers: each step multiplies by all matrices."""
+    steps = inputs.numel() // inputs.shape[-1]
+    return steps * sum(weight.numel() for weight in weights if weight.dim() == 2)
+
+
+def _cudnn_recurrent_backward(*args: Any, **kwargs: Any) -> int:
+    return 2 * _cudnn_recurrent_forward(*args, **kwargs)
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.mv: _vector_product,
     _aten.addmv: _vector_product,
@@ -127,4 +137,6 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._transformer_encoder_layer_fwd: _encoder_layer,
     _aten.mkldnn_rnn_layer: _recurrent_forward,
     _aten.mkldnn_rnn_layer_backward: _recurrent_backward,
+    _aten._cudnn_rnn: _cudnn_recurrent_forward,
+    _aten._cudnn_rnn_backward: _cudnn_recurrent_backward,
 }

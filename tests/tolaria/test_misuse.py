@@ -212,3 +212,28 @@ def test_what_is_no_module_or_wrapped_already_is_not_wrapped():
     model = wrap(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 4))
     with pytest.raises(HostError, match="wrapped already"):
         wrap(model, torch.ones(1, 4))
+
+
+class Unordered(nn.Module):
+    """A host that writes by an operation whose order of writes is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.one, self.two = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        h = torch.relu(self.one(self.flat(x)))
+        torch.zeros(3).put_(torch.tensor([1]), torch.tensor([1.0]))
+        return self.two(h)
+
+
+def test_an_operation_that_cannot_be_repeated_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"put_ does not have a deterministic.*spec.training.deterministic"):
+        Trainer(manifest(4), tmp_path / "run", host=Unordered()).run()
+    assert (
+        Trainer(manifest(4, training={"deterministic": False}), tmp_path / "free", host=Unordered())
+        .run()
+        .outcome
+        == "Complete"
+    )

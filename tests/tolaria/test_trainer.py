@@ -11,6 +11,7 @@ from esper_runtime.contracts import (
     Decision,
     Finished,
     GraftingPlan,
+    Growth,
     InputError,
     Interrupted,
     Precision,
@@ -364,3 +365,51 @@ def test_the_default_controller_tries_candidates_on_copies_and_leaves_the_loop_a
     assert len(probing.tried) == 4
     assert all(c.gain.count == 3 for c in probing.tried)
     assert grower.ledger.by_purpose["probe"] > 0
+
+
+def scaled(scaler):
+    """A loop of one's own with SGD, its loss scaled where there is a scaler; the grown model."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    y = x[:, :3].argmax(1)
+    net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+
+    def losses(output, target):
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    growth = Growth.model_validate({"controller": {"everySteps": 4}, "budget": {"parameters": "8x"}})
+    model = wrap(net, x[:2].double())
+    grower = Grower(
+        model,
+        optimizer,
+        losses,
+        (x.double(), y),
+        40,
+        growth=growth,
+        controller=Script((4, ISOLATED)),
+        scaler=scaler,
+    )
+    for step in range(40):
+        optimizer.zero_grad()
+        loss = losses(model(x.double()), y).mean()
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss * (1e300 if step == 20 else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        grower.step(x.double(), y)
+    return model, grower
+
+
+def test_seeds_of_a_loop_with_a_gradient_scaler_learn_by_the_gradients_of_the_loss_itself():
+    model, grower = scaled(torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=7))
+    assert list(model.seeds)
+    largest = max(float(p.detach().abs().max()) for seed in model.seeds for p in seed.body.parameters())
+    assert largest < 2, "the seeds took steps that were scaled up"
+    assert grower.ledger.by_purpose["isolated"] > 0
+    plain, _ = scaled(None)
+    largest_plain = max(float(p.detach().abs().max()) for seed in plain.seeds for p in seed.body.parameters())
+    assert largest == pytest.approx(largest_plain, rel=0.1)

@@ -42,8 +42,14 @@ class Growing:
         self.grower: Grower | None = None
         """Its ``model`` is the grown one; None before training begins."""
 
-    def begin(self, net: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
-        """Wrap the network and begin, or go on from a state given before.
+    def begin(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """Wrap the network and begin, or go on from a state given before; ``scaler`` scales the loss.
 
         Raises:
             InputError: the length of the training is not known, or an argument of the growth cannot work.
@@ -74,6 +80,7 @@ class Growing:
             controller=settings.controller,
             clip_norm=settings.clip_norm,
             journal=settings.journal,
+            scaler=scaler,
         )
         if self._saved is not None:
             self.grower.restore(self._saved)

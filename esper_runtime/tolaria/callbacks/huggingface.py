@@ -75,7 +75,8 @@ class _Hooks(Growing):
             raise InputError(f"growth in the Trainer works in one process; there are {args.world_size}")
         if state.global_step:
             self._load(Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE)
-        self.begin(model, getattr(optimizer, "optimizer", optimizer), int(state.max_steps))
+        scaler = getattr(optimizer, "scaler", None)  # accelerate's, where the training is in fp16
+        self.begin(model, getattr(optimizer, "optimizer", optimizer), int(state.max_steps), scaler)
         model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _load(self, path: Path) -> None:

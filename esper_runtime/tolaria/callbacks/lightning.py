@@ -94,7 +94,8 @@ class _Hooks(Growing):
         if len(optimizers) != 1 or not module.automatic_optimization:
             raise InputError("growth in Lightning needs one optimizer and automatic optimization")
         optimizer: torch.optim.Optimizer = optimizers[0]
-        self.begin(net, optimizer, int(steps) if steps != float("inf") else 0)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.begin(net, optimizer, int(steps) if steps != float("inf") else 0, scaler)
         self._done = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
