@@ -167,11 +167,15 @@ def _batch_norm(
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout with the mask that one candidate alone would draw: it depends on the order in memory."""
+    """Dropout with the mask that one candidate alone would draw: it depends on the order in memory, and on
+    the kernel, which is another one on CUDA."""
     if not training or not 0.0 < p < 1.0:
         return F.dropout(input, p, training, inplace)
-    ones = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device).fill_(1.0)
-    noise = F.dropout(ones, p)
+    like = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device)
+    if input.is_cuda:
+        noise, _ = torch.native_dropout(like.fill_(1.0), p, True)
+    else:
+        noise = torch.empty_like(like).bernoulli_(1.0 - p).div_(1.0 - p)
     return input.mul_(noise) if inplace else input * noise
 
 
