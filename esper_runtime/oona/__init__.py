@@ -16,24 +16,47 @@ from esper_runtime.oona.client import (
 )
 from esper_runtime.oona.courier import BusStatus, consumer_name
 from esper_runtime.oona.receive import Received, Receiver, ensure_consumer
+from esper_runtime.oona.roles import BusRole
 from esper_runtime.oona.server import BundledServer
+from esper_runtime.oona.stores import (
+    ARTIFACTS,
+    BLUEPRINTS,
+    COMPILED,
+    RULINGS,
+    VERDICTS,
+    WISHES,
+    ensure_library_stores,
+)
 from esper_runtime.oona.streams import ensure_streams
+from esper_runtime.oona.work import ACK_WAIT, MOST_DELIVERIES, WorkItem, WorkQueue
 
 __all__ = [
+    "ACK_WAIT",
+    "ARTIFACTS",
+    "BLUEPRINTS",
     "BUS_VARIABLE",
+    "COMPILED",
+    "MOST_DELIVERIES",
+    "RULINGS",
+    "VERDICTS",
+    "WISHES",
     "AccessRefusedError",
     "Bridge",
     "BridgeCounts",
     "BundledServer",
     "BusAddress",
+    "BusRole",
     "BusStatus",
     "OutOfOrderError",
     "Received",
     "Receiver",
+    "WorkItem",
+    "WorkQueue",
     "connect",
     "consumer_name",
     "disconnect",
     "ensure_consumer",
+    "ensure_library_stores",
     "ensure_streams",
     "find_server",
     "publish",

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +14,7 @@ from nats.js.api import Header
 
 from esper_runtime.contracts import BusError, CloudEvent
 from esper_runtime.oona.address import BusAddress
+from esper_runtime.oona.roles import inbox_prefix
 
 RECONNECT_WAIT = (0.1, 0.25)
 """Seconds between two tries to reach a server that is away: drawn from this range."""
@@ -59,7 +59,7 @@ async def connect(
         "name": name,
         "error_cb": note,
         "closed_cb": on_closed,
-        "inbox_prefix": f"_INBOX_{secrets.token_hex(8)}",
+        "inbox_prefix": inbox_prefix(address.user),
         "allow_reconnect": reconnect,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": random.uniform(*RECONNECT_WAIT),

@@ -9,7 +9,7 @@ from esper_runtime.oona.address import BusAddress
 
 @dataclass(frozen=True)
 class Greeting:
-    """What a server said of itself, and whether it accepted the address's token."""
+    """What a server said of itself, and whether it accepted the address's token or password."""
 
     name: str
     version: str
@@ -18,7 +18,7 @@ class Greeting:
 
 
 def greet(address: BusAddress, timeout: float = 1.0) -> Greeting | None:
-    """Connect in plain TCP, read INFO, show the token, wait for PONG.
+    """Connect in plain TCP, read INFO, show token or password, wait for PONG.
 
     Args:
         address: of a server without TLS.
@@ -35,7 +35,7 @@ def greet(address: BusAddress, timeout: float = 1.0) -> Greeting | None:
             if word != b"INFO":
                 return None
             info = json.loads(text)
-            hello = {"verbose": False, "pedantic": False, "auth_token": address.token, "lang": "python"}
+            hello = {"verbose": False, "pedantic": False, "lang": "python"} | _secret(address)
             lines.write(b"CONNECT " + json.dumps(hello).encode() + b"\r\nPING\r\n")
             lines.flush()
             accepted = lines.readline().strip() == b"PONG"
@@ -44,3 +44,9 @@ def greet(address: BusAddress, timeout: float = 1.0) -> Greeting | None:
     return Greeting(
         str(info.get("server_name", "")), str(info.get("version", "")), bool(info.get("jetstream")), accepted
     )
+
+
+def _secret(address: BusAddress) -> dict[str, str | None]:
+    if address.user is not None:
+        return {"user": address.user, "pass": address.password}
+    return {"auth_token": address.token}

@@ -15,39 +15,51 @@ from esper_runtime.contracts import BusError, InputError
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.binary import OLDEST, find_server, version_of
 from esper_runtime.oona.greeting import Greeting, greet
+from esper_runtime.oona.roles import BusRole, authorization, load_passwords
 
 MAX_MESSAGE = 8 * 1024 * 1024
 """Largest message of the bundled server in bytes; NATS' own default is 1 MiB."""
 
 _RECORD, _ADDRESS, _CONFIG, _LOG = "server.json", "bus.json", "nats.conf", "nats.log"
+_USERS = "users.json"
 _PORTS_TRIED = 5
 
 
 class BundledServer:
-    """A nats-server with JetStream on 127.0.0.1, a port of its own and a random token.
+    """A nats-server with JetStream on 127.0.0.1, a port of its own and a random token or users by role.
 
     It runs in a session of its own, so that a Ctrl-C at the terminal does not reach it. Its folder (0700)
     holds the configuration, the streams, the log, ``server.json`` with process id, start time and port, and
     ``bus.json`` with the address (0600). A server that an earlier process left running in the folder is
-    taken over by `start`.
+    taken over by `start`. With roles, ``users.json`` holds their passwords, ``bus.json`` is the planner's
+    address, and ``bus-<role>.json`` is each role's own.
 
     Args:
         folder: for its files; made where it does not exist.
         binary: which nats-server; default: the first that `find_server` finds.
         patience: seconds that it may take to be ready (it reads its streams first).
+        roles: users with the permissions of `esper_runtime.oona.roles`, instead of one token for all.
     """
 
-    def __init__(self, folder: Path, binary: Path | None = None, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        binary: Path | None = None,
+        patience: float = 30.0,
+        *,
+        roles: bool = False,
+    ) -> None:
         self._folder = Path(folder).resolve()
         self._binary = binary
         self._patience = patience
+        self._roles = roles
         self._child: subprocess.Popen[bytes] | None = None
         self._process: psutil.Process | None = None
         self._address: BusAddress | None = None
 
     @property
     def address(self) -> BusAddress:
-        """How to connect.
+        """How to connect; with roles, as the planner.
 
         Raises:
             BusError: it was not started yet.
@@ -60,6 +72,20 @@ class BundledServer:
     def address_file(self) -> Path:
         """The file with the address, for the environment variable ``ESPER_BUS`` of child processes."""
         return self._folder / _ADDRESS
+
+    def address_of(self, role: BusRole) -> BusAddress:
+        """How to connect as ``role``.
+
+        Raises:
+            BusError: the server was not started yet, has no roles, or its passwords cannot be read.
+        """
+        if not self._roles:
+            raise BusError(f"the bus in {self._folder} has one token for all and no roles")
+        return self._as(role, self.address.url)
+
+    def file_of(self, role: BusRole) -> Path:
+        """The file with the address of ``role``, for ``ESPER_BUS`` of its process; there once it started."""
+        return self._folder / f"bus-{role.value}.json"
 
     @property
     def pid(self) -> int | None:
@@ -80,7 +106,8 @@ class BundledServer:
         if before is not None:
             return self._launch(before)
         for tries_left in reversed(range(_PORTS_TRIED)):
-            address = BusAddress(url=f"nats://127.0.0.1:{_free_port()}", token=secrets.token_urlsafe(32))
+            url = f"nats://127.0.0.1:{_free_port()}"
+            address = BusAddress(url=url, token=None if self._roles else secrets.token_urlsafe(32))
             try:
                 return self._launch(address)
             except _PortTakenError:
@@ -93,6 +120,8 @@ class BundledServer:
         process, address = self._recorded_process(), self._recorded_address()
         if process is None:
             return False
+        if address is not None and self._roles:
+            address = self._as(BusRole.PLANNER, address.url)
         greeting = greet(address) if address is not None else None
         self._process = process
         if address is not None and greeting is not None and greeting.accepted:
@@ -153,6 +182,8 @@ class BundledServer:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._folder.chmod(0o700)
+            if self._roles:
+                address = self._as(BusRole.PLANNER, address.url)
             _write_private(self._folder / _CONFIG, self._config(address, name))
             log = os.open(self._folder / _LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         except OSError as error:
@@ -181,15 +212,24 @@ class BundledServer:
             raise
         self._address = address
         address.store(self.address_file)
+        for role in BusRole if self._roles else ():
+            self._as(role, address.url).store(self.file_of(role))
         return address
 
+    def _as(self, role: BusRole, url: str) -> BusAddress:
+        passwords = load_passwords(self._folder / _USERS)
+        return BusAddress(url=url, user=role.value, password=passwords[role.value])
+
     def _config(self, address: BusAddress, name: str) -> str:
+        entry = f"authorization {{ token: {json.dumps(address.token)} }}"
+        if self._roles:
+            entry = authorization(load_passwords(self._folder / _USERS))
         return f"""\
 server_name: {name}
 host: "127.0.0.1"
 port: {address.url.rsplit(":", 1)[1]}
 max_payload: {MAX_MESSAGE}
-authorization {{ token: {json.dumps(address.token)} }}
+{entry}
 jetstream {{
   store_dir: {json.dumps(str(self._folder / "streams"))}
   max_memory_store: 67108864

@@ -1,6 +1,7 @@
 """The streams that Esper needs, made where they lack; what exists is never shrunk, changed or deleted."""
 
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 import nats.errors
@@ -13,6 +14,9 @@ from esper_runtime.contracts import LIBRARY_SUBJECT, BusError
 _HOUR, _DAY, _MIB = 3600.0, 86400.0, 1024 * 1024
 DUPLICATE_WINDOW = 120.0
 """Seconds in which a message with an id that is known is stored only once."""
+
+
+_MEANING = ("retention", "discard", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
 
 
 def _stream(name: str, subjects: list[str], **settings: Any) -> StreamConfig:
@@ -29,7 +33,8 @@ def _stream(name: str, subjects: list[str], **settings: Any) -> StreamConfig:
 
 def stream_configs() -> tuple[StreamConfig, ...]:
     """What each stream holds and how much: telemetry 72 h, state and progress the last of each run,
-    events 30 days, reports and library events for good (full streams refuse, they do not forget)."""
+    events 30 days, reports and library events for good (full streams refuse, they do not forget), work until
+    it is done, work that was given up as long as there is room."""
     run = "esper.run.*.*."
     return (
         _stream("TELEMETRY", [run + "telemetry"], max_age=72 * _HOUR, max_bytes=512 * _MIB),
@@ -47,6 +52,7 @@ def stream_configs() -> tuple[StreamConfig, ...]:
             discard=DiscardPolicy.NEW,
             max_bytes=256 * _MIB,
         ),
+        _stream("DEAD", ["esper.dead.compile.*", "esper.dead.evaluate.*"], max_bytes=64 * _MIB),
     )
 
 
@@ -60,8 +66,13 @@ async def ensure_streams(js: JetStreamContext) -> list[str]:
         BusError: a stream that exists contradicts ours, its subjects overlap with ours, JetStream is off,
             or there is no room for it.
     """
+    return await ensure(js, stream_configs())
+
+
+async def ensure(js: JetStreamContext, configs: Iterable[StreamConfig]) -> list[str]:
+    """`ensure_streams` for any streams."""
     made = []
-    for wanted in stream_configs():
+    for wanted in configs:
         assert wanted.name is not None
         try:
             existing = await _existing(js, wanted.name)
@@ -123,10 +134,12 @@ def _check(wanted: StreamConfig, existing: StreamConfig) -> None:
     lacking = set(wanted.subjects or ()) - set(existing.subjects or ())
     if lacking:
         wrong.append(f"lacks the subjects {', '.join(sorted(lacking))}")
-    for field in ("retention", "discard", "max_msgs_per_subject", "allow_direct"):
+    for field in _MEANING:
         ours, theirs = getattr(wanted, field), getattr(existing, field)
         if _plain(ours) != _plain(theirs):
             wrong.append(f"{field} is {_plain(theirs)!r} instead of {_plain(ours)!r}")
+    if wanted.discard_new_per_subject and existing.allow_rollup_hdrs:
+        wrong.append("it lets a message replace those before (allow_rollup_hdrs)")
     if existing.no_ack or existing.sealed:
         wrong.append("it acknowledges nothing" if existing.no_ack else "it is sealed")
     if wrong:

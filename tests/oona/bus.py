@@ -95,3 +95,33 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def is_let(client: Client, *, publish: str | None = None, subscribe: str | None = None) -> bool:
+    """Whether the server lets a connection publish to or subscribe to a subject.
+
+    Errors come in the order of their causes: once that of a subject which is nobody's has come, the one that
+    was asked for would have.
+    """
+    said: list[str] = []
+    last = asyncio.Event()
+
+    async def note(error: Exception) -> None:
+        text = str(error).lower()
+        assert "permissions violation" in text, text
+        said.append(text)
+        if "nobody.may" in text:
+            last.set()
+
+    client._error_cb = note
+    if publish is not None:
+        await client.publish(publish, b"{}")
+    if subscribe is not None:
+        await client.subscribe(subscribe)
+    await client.publish("nobody.may.say.this", b"")
+    await client.subscribe("nobody.may.hear.this")
+    await client.flush()
+    await asyncio.wait_for(last.wait(), 10)
+    while len([text for text in said if "nobody.may" in text]) < 2:
+        await asyncio.sleep(0.001)
+    return len(said) == 2

@@ -142,7 +142,7 @@ def guarded(tmp_path: Path) -> Iterator[BusAddress]:
 
 
 def test_tls_with_user_and_password_gets_in_and_nothing_less(guarded: BusAddress) -> None:
-    assert len(on_bus(guarded, lambda client: ensure_streams(client.jetstream()))) == 7
+    assert len(on_bus(guarded, lambda client: ensure_streams(client.jetstream()))) == 8
     with pytest.raises(BusError, match="refuses"):
         on_bus(guarded.model_copy(update={"password": "wrong"}), lambda client: client.flush())
 

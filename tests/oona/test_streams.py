@@ -10,7 +10,7 @@ from esper_runtime.contracts import BusError
 from esper_runtime.oona import BundledServer, BusAddress, ensure_streams, find_server
 from tests.oona.bus import free_port, on_bus
 
-NAMES = {"TELEMETRY", "STATE", "EVENTS", "REPORTS", "PROGRESS", "LIBRARY", "FORGE"}
+NAMES = {"TELEMETRY", "STATE", "EVENTS", "REPORTS", "PROGRESS", "LIBRARY", "FORGE", "DEAD"}
 
 
 def test_streams_are_made_once(server: BundledServer) -> None:
