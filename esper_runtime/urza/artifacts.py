@@ -23,7 +23,7 @@ from nats.aio.client import Client
 
 from esper_runtime.contracts import ArtifactError, BusError, InputError
 from esper_runtime.oona import ARTIFACTS, publish
-from esper_runtime.urza.steadily import next_message, steadily, stream_info
+from esper_runtime.urza.steadily import jetstream, next_message, steadily, stream_info
 
 CHUNK = 1024 * 1024
 LARGEST = 1024 * 1024 * 1024
@@ -170,7 +170,7 @@ class ArtifactStore:
         """
         info = await steadily(
             _STREAM,
-            lambda: self._client.jetstream().stream_info(_STREAM, subjects_filter=f"$O.{ARTIFACTS}.C.>"),
+            lambda: jetstream(self._client).stream_info(_STREAM, subjects_filter=f"$O.{ARTIFACTS}.C.>"),
             self._patience,
         )
         named = {one.chunks for one in (await self.list()).values()}
@@ -205,7 +205,7 @@ class ArtifactStore:
         return min(CHUNK, self._client.max_payload - _HEADERS)
 
     async def _meta(self, digest: str) -> StoredArtifact | None:
-        js, subject = self._client.jetstream(), _meta_subject(digest)
+        js, subject = jetstream(self._client), _meta_subject(digest)
         try:
             message: Any = await steadily(
                 subject, lambda: js.get_msg(_STREAM, subject=subject), self._patience
@@ -242,7 +242,7 @@ class ArtifactStore:
             "Nats-Expected-Last-Subject-Sequence": str(after),
             "Nats-Rollup": "sub",
         }
-        js, data = self._client.jetstream(), json.dumps(info).encode()
+        js, data = jetstream(self._client), json.dumps(info).encode()
         try:
             await steadily(subject, lambda: js.publish(subject, data, headers=headers), self._patience)
         except nats.js.errors.APIError as error:
@@ -278,7 +278,7 @@ class ArtifactStore:
             )
 
     async def _purge(self, subject: str) -> None:
-        js = self._client.jetstream()
+        js = jetstream(self._client)
         try:
             await steadily(subject, lambda: js.purge_stream(_STREAM, subject=subject), self._patience)
         except nats.js.errors.APIError as error:

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from esper_runtime.contracts import BusError
 from esper_runtime.oona import OutOfOrderError, publish
-from esper_runtime.urza.steadily import next_message, steadily, stream_info
+from esper_runtime.urza.steadily import jetstream, next_message, steadily, stream_info
 from esper_runtime.urza.view import Value
 
 _WALKERS = 24
@@ -106,7 +106,7 @@ class Bucket:
             raise
 
     async def _last(self, key: str) -> Any | None:
-        js, subject = self._client.jetstream(), self._prefix + key
+        js, subject = jetstream(self._client), self._prefix + key
         try:
             return await steadily(subject, lambda: js.get_msg(self._stream, subject=subject), self._patience)
         except nats.js.errors.NotFoundError:

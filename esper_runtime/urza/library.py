@@ -51,6 +51,7 @@ from esper_runtime.urza.artifacts import ArtifactStore
 from esper_runtime.urza.bucket import Bucket, NoBucketError
 from esper_runtime.urza.index import Ranked
 from esper_runtime.urza.lineage import Lineage, lineage
+from esper_runtime.urza.steadily import jetstream
 from esper_runtime.urza.view import LibraryView
 from esper_runtime.urza.words import Fault, Word
 
@@ -390,7 +391,7 @@ class Library:
         self._buckets = {name: Bucket(self._client, name, self._patience) for name in names}
 
     async def _make(self) -> None:
-        js = self._client.jetstream()
+        js = jetstream(self._client)
         await ensure_streams(js)
         await ensure_library_stores(js)
         with contextlib.suppress(OutOfOrderError):  # another keeper was first

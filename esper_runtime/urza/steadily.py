@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
 
 from esper_runtime.contracts import BusError
@@ -18,6 +19,12 @@ NO_MESSAGE, NO_STREAM = 10037, 10059
 """Codes of the server's errors: no such message; no such stream."""
 
 _WAIT = 0.1
+_ATTEMPT = 2.0
+
+
+def jetstream(client: Client) -> JetStreamContext:
+    """JetStream with requests that are made again before long."""
+    return client.jetstream(timeout=_ATTEMPT)
 
 
 async def steadily(what: str, request: Callable[[], Awaitable[T]], patience: float) -> T:
@@ -57,7 +64,7 @@ async def stream_info(client: Client, stream: str, patience: float) -> StreamInf
         BusError: as `steadily`.
     """
     try:
-        return await steadily(stream, lambda: client.jetstream().stream_info(stream), patience)
+        return await steadily(stream, lambda: jetstream(client).stream_info(stream), patience)
     except nats.js.errors.NotFoundError:
         return None
 
@@ -73,7 +80,7 @@ async def next_message(
     Raises:
         BusError: as `steadily`; the stream is gone.
     """
-    js = client.jetstream()
+    js = jetstream(client)
     try:
         return await steadily(
             stream, lambda: js.get_msg(stream, seq=sequence, subject=subject, next=True), patience

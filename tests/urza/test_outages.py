@@ -86,7 +86,9 @@ def test_a_watcher_goes_on_after_the_server_was_killed(server: BundledServer, ke
     with_library(server, keyring.trust, work)
 
 
-def test_lost_storage_is_seen_by_a_new_incarnation(server: BundledServer, keyring: KeyRing, tmp_path: Path) -> None:
+def test_lost_storage_is_seen_by_a_new_incarnation(
+    server: BundledServer, keyring: KeyRing, tmp_path: Path
+) -> None:
     async def work(library: Library) -> None:
         await say(library, keyring, compiled(SPEC, A))
         reader = await Library.connect(server.address, keyring.trust)
@@ -139,7 +141,9 @@ def test_an_artifact_is_stored_once_and_in_chunks(
     with_library(server, keyring.trust, work)
 
 
-def test_the_tools_of_nats_read_what_is_stored(server: BundledServer, keyring: KeyRing, tmp_path: Path) -> None:
+def test_the_tools_of_nats_read_what_is_stored(
+    server: BundledServer, keyring: KeyRing, tmp_path: Path
+) -> None:
     async def work(library: Library) -> None:
         path, digest = big(tmp_path)
         await library.put_artifact(path)
