@@ -26,7 +26,6 @@ from esper_runtime.planning.forge import (
     ForgeState,
     GiveUpWork,
     QueueView,
-    Remove,
     Retry,
     plan_forge,
 )
@@ -89,7 +88,6 @@ __all__ = [
     "QueueView",
     "Refuse",
     "Reinstate",
-    "Remove",
     "Restart",
     "RestartPolicy",
     "Resume",

@@ -23,7 +23,6 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.planning.rulings import Quarantine, QuarantineRule, Reinstate, Supersede, plan_rulings
 
-DELIVERED_TOO_OFTEN = "it was delivered as often as is allowed, and no worker finished it"
 _SETTLED = frozenset(
     {KernelState.VALIDATED, KernelState.REJECTED, KernelState.SUPERSEDED, KernelState.QUARANTINED}
 )
@@ -55,13 +54,10 @@ class QueueView:
 
     Attributes:
         present: not acknowledged yet, delivered or not.
-        exhausted: of them, what was delivered as often as allowed, so that nobody gets it any more, with the
-            kernel that it is about (None where that cannot be read).
         missing: published tries that are no longer there, with the time (Unix) since when that is known.
     """
 
     present: frozenset[int] = frozenset()
-    exhausted: Mapping[int, str | None] = field(default_factory=dict)
     missing: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -124,27 +120,13 @@ class Retry:
 
 @dataclass(frozen=True)
 class GiveUpWork:
-    """Keep an item as a dead letter and remove it from the queue.
+    """Keep a work that was lost too often as a dead letter."""
 
-    ``sequence`` is its place in the queue, None where it is no longer there. ``kernel`` and ``work`` are
-    None for an item that no planner noted.
-    """
-
-    kernel: str | None
-    work: Work | None
-    attempt: int
-    sequence: int | None
+    work: Compile | Evaluate
     reason: str
 
 
-@dataclass(frozen=True)
-class Remove:
-    """Remove an item that nobody gets any more from the queue: there is its result, or another copy."""
-
-    sequence: int
-
-
-Action = Compile | Evaluate | Retry | GiveUpWork | Remove | Supersede | Quarantine | Reinstate
+Action = Compile | Evaluate | Retry | GiveUpWork | Supersede | Quarantine | Reinstate
 
 
 @dataclass(frozen=True)
@@ -185,15 +167,13 @@ class _Works:
 
     def plan(self, rulings: tuple[Action, ...]) -> ForgePlan:
         wanted: list[Compile | Evaluate | Retry] = []
-        ended: list[GiveUpWork | Remove] = []
+        ended: list[GiveUpWork] = []
         for kernel, spec in self._kernels():
             step = self._next(kernel, spec)
             if isinstance(step, GiveUpWork):
                 ended.append(step)
             elif step is not None:
                 wanted.append(step)
-        handled = {step.sequence for step in ended}
-        ended += [self._left_over(sequence) for sequence in sorted(self._queue.exhausted.keys() - handled)]
         wanted.sort(key=lambda step: _rank(_work_of(step)))  # stable: else in the order of the wishes
         actions = (*rulings, *ended, *self._within_window(wanted))
         return ForgePlan(actions, max(0.0, min(self._wakes)) if self._wakes else None)
@@ -236,8 +216,6 @@ class _Works:
         given_up = self._given_up.get((work.kernel, kind), 0) == attempt.number > attempt.forgiven
         if attempt.sequence is None:
             return None if given_up else work
-        if attempt.sequence in self._queue.exhausted:
-            return GiveUpWork(work.kernel, kind, attempt.number, attempt.sequence, DELIVERED_TOO_OFTEN)
         if attempt.sequence in self._queue.present or given_up:
             return None
         following = WorkAttempt(number=attempt.number + 1, digest=attempt.digest, forgiven=attempt.forgiven)
@@ -247,21 +225,13 @@ class _Works:
             return Retry(again, "a person wants it tried again")
         if failed >= self._policy.most_attempts:
             reason = f"{failed} tries left the queue without a result"
-            return GiveUpWork(work.kernel, kind, attempt.number, None, reason)
+            return GiveUpWork(work, reason)
         since = self._queue.missing.get(attempt.sequence, self._state.now)
         left = since + self._policy.wait(failed) - self._state.now
         if left > 0:
             self._wakes.append(left)
             return None
         return Retry(again, f"try {attempt.number} left the queue without a result")
-
-    def _left_over(self, sequence: int) -> GiveUpWork | Remove:
-        """What becomes of an item that nobody gets any more and that is nobody's latest try."""
-        kernel = self._queue.exhausted[sequence]
-        record = self._state.records.get(kernel) if kernel is not None else None
-        if kernel in self._state.notes or (record is not None and record.state in _SETTLED):
-            return Remove(sequence)
-        return GiveUpWork(None, None, 0, sequence, DELIVERED_TOO_OFTEN)
 
     def _within_window(self, wanted: Sequence[Compile | Evaluate | Retry]) -> Iterator[Action]:
         """What may be published now; urgent things always, the rest while its target has room."""

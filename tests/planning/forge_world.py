@@ -32,7 +32,6 @@ from esper_runtime.planning import (
     Quarantine,
     QueueView,
     Reinstate,
-    Remove,
     Retry,
     Supersede,
     plan_forge,
@@ -92,7 +91,6 @@ def record(
 class Item:
     work: CompileWork | EvaluateWork
     deliveries: int = 0
-    taken: bool = False
 
 
 @dataclass
@@ -107,7 +105,6 @@ class World:
     dead: list[DeadWork] = field(default_factory=list)
     now: float = 0.0
     last: int = 0
-    published: list[str] = field(default_factory=list)
     known_missing: dict[int, float] = field(default_factory=dict)
 
     def wish(self, number: int, urgent: bool = False) -> str:
@@ -118,11 +115,6 @@ class World:
 
     def observe(self) -> ForgeState:
         present = frozenset(self.queue)
-        exhausted = {
-            sequence: _kernel_of(item.work)
-            for sequence, item in self.queue.items()
-            if item.deliveries >= MOST_DELIVERIES and not item.taken
-        }
         noted = {
             attempt.sequence
             for note in self.notes.values()
@@ -138,7 +130,7 @@ class World:
             wishes=dict(self.wishes),
             records=dict(self.records),
             notes=dict(self.notes),
-            queue=QueueView(present, exhausted, dict(self.known_missing)),
+            queue=QueueView(present, dict(self.known_missing)),
             dead=tuple(self.dead),
         )
 
@@ -152,10 +144,8 @@ class World:
                 self.carry_out(work, dies)
             case Compile() | Evaluate():
                 self._publish(action, dies)
-            case GiveUpWork():
-                self._give_up(action, dies)
-            case Remove(sequence):
-                del self.queue[sequence]
+            case GiveUpWork(work, reason):
+                self._bury(_item(work), reason)
             case Supersede(kernel, _, _):
                 self._rule(kernel, KernelState.SUPERSEDED)
             case Quarantine(kernel, _):
@@ -169,50 +159,31 @@ class World:
         self.notes[action.kernel] = note.with_attempt(work, action.attempt)
         if dies:
             return
-        number = action.attempt.number
-        item: CompileWork | EvaluateWork
-        if isinstance(action, Compile):
-            item = CompileWork(spec=action.spec, graph=action.entry.graph, attempt=number)
-        else:
-            item = EvaluateWork(kernel=action.kernel, digest=action.digest, attempt=number)
         self.last += 1
-        self.queue[self.last] = Item(item)
-        self.published.append(f"{action.kernel} {work} {number}")
+        self.queue[self.last] = Item(_item(action))
         attempt = action.attempt.model_copy(update={"sequence": self.last})
         self.notes[action.kernel] = self.notes[action.kernel].with_attempt(work, attempt)
 
-    def _give_up(self, action: GiveUpWork, dies: bool) -> None:
-        item = self.queue[action.sequence].work if action.sequence is not None else None
-        if item is None:
-            assert action.kernel is not None
-            wished = self.wishes[action.kernel]
-            item = (
-                CompileWork(spec=wished.spec, graph=GRAPH, attempt=action.attempt)
-                if action.work == "compile"
-                else EvaluateWork(kernel=action.kernel, digest=digest(7), attempt=action.attempt)
-            )
+    def _bury(self, item: CompileWork | EvaluateWork, reason: str) -> None:
         work: Work = "compile" if isinstance(item, CompileWork) else "evaluate"
-        letter = DeadWork(
-            work=work, target=TARGET.name, item=item, reason=action.reason, deliveries=0, time="now"
-        )
         if all(other.item != item for other in self.dead):
+            letter = DeadWork(work=work, target="cpu", item=item, reason=reason, deliveries=0, time="now")
             self.dead.append(letter)
-        if not dies and action.sequence is not None:
-            del self.queue[action.sequence]
 
     def _rule(self, kernel: str, state: KernelState) -> None:
         self.records[kernel] = self.records[kernel].model_copy(update={"state": state})
 
     # Workers
 
-    def take(self, sequence: int) -> None:
+    def take(self, sequence: int) -> bool:
+        """A worker gets an item; False where it had too many before and becomes a dead letter."""
         item = self.queue[sequence]
-        if item.deliveries < MOST_DELIVERIES:
-            self.queue[sequence] = replace(item, deliveries=item.deliveries + 1, taken=True)
-
-    def drop_worker(self, sequence: int) -> None:
-        """The worker that has this item dies."""
-        self.queue[sequence] = replace(self.queue[sequence], taken=False)
+        if item.deliveries >= MOST_DELIVERIES:
+            self._bury(item.work, "handed out too often")
+            del self.queue[sequence]
+            return False
+        self.queue[sequence] = replace(item, deliveries=item.deliveries + 1)
+        return True
 
     def say_result(self, sequence: int, passes: bool = True) -> None:
         work = self.queue[sequence].work
@@ -233,6 +204,13 @@ class World:
         found = self.records.get(kernel)
         over = found is not None and found.state in (KernelState.VALIDATED, KernelState.REJECTED)
         return over or any(letter.item and _kernel_of(letter.item) == kernel for letter in self.dead)
+
+
+def _item(action: Compile | Evaluate) -> CompileWork | EvaluateWork:
+    number = action.attempt.number
+    if isinstance(action, Compile):
+        return CompileWork(spec=action.spec, graph=action.entry.graph, attempt=number)
+    return EvaluateWork(kernel=action.kernel, digest=action.digest, attempt=number)
 
 
 def _kernel_of(work: CompileWork | EvaluateWork) -> str:

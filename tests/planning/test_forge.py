@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from esper_runtime.contracts import CompileWork, KernelNote, KernelState, WorkAttempt
+from esper_runtime.contracts import KernelNote, KernelState, WorkAttempt
 from esper_runtime.planning import (
     Compile,
     Evaluate,
@@ -14,9 +14,6 @@ from esper_runtime.planning import (
     plan_forge,
 )
 from tests.planning.forge_world import (
-    GRAPH,
-    MOST_DELIVERIES,
-    Item,
     World,
     digest,
     entry,
@@ -132,42 +129,30 @@ def test_work_that_left_the_queue_without_a_result_is_tried_again_ever_later_and
     [end] = world.plan(PATIENT)
     assert waits == [2.0, 4.0]
     assert isinstance(end, GiveUpWork)
-    assert (end.kernel, end.work, end.attempt, end.sequence) == (kernel, "compile", 3, None)
+    assert isinstance(end.work, Compile)
+    assert (end.work.kernel, end.work.attempt.number) == (kernel, 3)
     assert "3 tries" in end.reason
     world.carry_out(end)
     assert world.plan(PATIENT) == ()
 
 
-def test_work_that_was_delivered_too_often_is_given_up_once() -> None:
+def test_work_that_is_a_dead_letter_stays_one() -> None:
     world = World()
-    kernel = world.wish(1)
+    world.wish(1)
     carried_out(world)
-    for _ in range(MOST_DELIVERIES):
-        world.take(1)
-        world.drop_worker(1)
-    [end] = world.plan()
-    assert isinstance(end, GiveUpWork)
-    assert (end.kernel, end.sequence) == (kernel, 1)
-    world.carry_out(end, dies=True)  # the letter is written, the item is still in the queue
-    world.carry_out(world.plan()[0])
+    while world.take(1):
+        pass
     assert world.plan() == ()
-    assert len(world.dead) == 1
-    assert not world.queue
-
-
-def test_an_item_that_no_planner_noted_is_given_up_too() -> None:
-    world = World(queue={5: Item(CompileWork(spec=spec(1), graph=GRAPH), deliveries=MOST_DELIVERIES)})
-    assert [type(action) for action in world.plan()] == [GiveUpWork]
+    world.now += 1e6
+    assert world.plan() == ()
 
 
 def test_a_person_may_have_it_tried_again() -> None:
     world = World()
     kernel = world.wish(1)
     carried_out(world)
-    for _ in range(MOST_DELIVERIES):
-        world.take(1)
-        world.drop_worker(1)
-    carried_out(world)
+    while world.take(1):
+        pass
     assert world.plan() == ()
     world.notes[kernel] = forgive(world.notes[kernel], "compile")
     [again] = world.plan()

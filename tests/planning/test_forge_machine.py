@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from esper_runtime.contracts import KernelState
 from esper_runtime.planning import ForgePolicy, plan_forge
-from tests.planning.forge_world import MOST_DELIVERIES, World
+from tests.planning.forge_world import World
 
 POLICY = ForgePolicy(window=3, most_attempts=4, first_seconds=1.0, longest_seconds=4.0)
 
@@ -40,27 +40,22 @@ class ForgeMachine(RuleBasedStateMachine):
     @rule(done=st.integers(1, 5))
     def stale_planner(self, done: int) -> None:
         """A second planner carries out what it saw before the first one did the same."""
-        actions = [action for action in self.world.plan(POLICY) if hasattr(action, "attempt")]
-        for _ in range(2):
-            for action in actions[:done]:
-                if getattr(action, "sequence", None) is None or action.sequence in self.world.queue:
-                    self.world.carry_out(action)
+        actions = self.world.plan(POLICY)[:done]
+        for action in (*actions, *actions):
+            self.world.carry_out(action)
 
     @rule(data=st.data(), passes=st.booleans(), how=st.sampled_from(["finish", "die", "die after", "lose"]))
     def worker(self, data: st.DataObject, passes: bool, how: str) -> None:
-        items = [s for s, item in self.world.queue.items() if item.deliveries < MOST_DELIVERIES]
-        if not items:
+        if not self.world.queue:
             return
-        sequence = data.draw(st.sampled_from(sorted(items)))
-        self.world.take(sequence)
+        sequence = data.draw(st.sampled_from(sorted(self.world.queue)))
+        if not self.world.take(sequence):
+            return
         if how == "finish":
             self.world.finish(sequence, passes)
-        elif how == "die":
-            self.world.drop_worker(sequence)
         elif how == "die after":  # the result was said, the item not acknowledged
             self.world.say_result(sequence, passes)
-            self.world.drop_worker(sequence)
-        else:
+        elif how == "lose":
             del self.world.queue[sequence]
 
     @rule(seconds=st.floats(0, 10))
@@ -85,10 +80,9 @@ class ForgeMachine(RuleBasedStateMachine):
                 break
             for action in plan.actions:
                 self.world.carry_out(action)
-            takable = [s for s, item in self.world.queue.items() if item.deliveries < MOST_DELIVERIES]
-            for sequence in takable:
-                self.world.take(sequence)
-                self.world.finish(sequence)
+            for sequence in list(self.world.queue):
+                if self.world.take(sequence):
+                    self.world.finish(sequence)
             self.world.now += 5.0
         assert not self.world.queue
         assert self.world.plan(POLICY) == ()
