@@ -37,13 +37,17 @@ class Child:
         caught = all(catches(self.record.pid, each) for each in (signal.SIGTERM, number))
         send(self.record, number if caught else signal.SIGTERM)
 
+    def terminate(self) -> None:
+        """Tell it to end in order."""
+        send(self.record, signal.SIGTERM)
+
     def kill(self) -> None:
         """End it at once."""
         send(self.record, signal.SIGKILL)
 
     def end(self, seconds: float = 5.0) -> None:
         """SIGTERM, and SIGKILL where it does not end in time."""
-        send(self.record, signal.SIGTERM)
+        self.terminate()
         if not self.wait(seconds):
             self.kill()
             self.wait(seconds)

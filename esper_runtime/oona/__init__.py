@@ -3,7 +3,7 @@
 A training thread uses a `Bridge`, which never makes it wait; everybody else `connect`s.
 """
 
-from esper_runtime.oona.address import BUS_VARIABLE, BusAddress
+from esper_runtime.oona.address import BUS_VARIABLE, LIBRARY_VARIABLE, BusAddress
 from esper_runtime.oona.binary import find_server
 from esper_runtime.oona.bridge import Bridge, BridgeCounts
 from esper_runtime.oona.client import (
@@ -22,12 +22,14 @@ from esper_runtime.oona.stores import (
     ARTIFACTS,
     BLUEPRINTS,
     COMPILED,
+    NOTES,
     RULINGS,
     VERDICTS,
     WISHES,
     ensure_library_stores,
 )
 from esper_runtime.oona.streams import ensure_streams
+from esper_runtime.oona.tail import Kept, Tail, get_kept, last_kept
 from esper_runtime.oona.work import ACK_WAIT, MOST_DELIVERIES, WorkItem, WorkQueue
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "BLUEPRINTS",
     "BUS_VARIABLE",
     "COMPILED",
+    "LIBRARY_VARIABLE",
     "MOST_DELIVERIES",
+    "NOTES",
     "RULINGS",
     "VERDICTS",
     "WISHES",
@@ -47,9 +51,11 @@ __all__ = [
     "BusAddress",
     "BusRole",
     "BusStatus",
+    "Kept",
     "OutOfOrderError",
     "Received",
     "Receiver",
+    "Tail",
     "WorkItem",
     "WorkQueue",
     "connect",
@@ -59,6 +65,8 @@ __all__ = [
     "ensure_library_stores",
     "ensure_streams",
     "find_server",
+    "get_kept",
+    "last_kept",
     "publish",
     "publish_event",
 ]

@@ -13,6 +13,8 @@ from esper_runtime.contracts import ContractModel, InputError
 
 BUS_VARIABLE = "ESPER_BUS"
 """Environment variable that holds the path of the address file."""
+LIBRARY_VARIABLE = "ESPER_LIBRARY"
+"""Environment variable that holds the path of the file with a training's address on the library's bus."""
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
 

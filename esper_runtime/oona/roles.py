@@ -9,6 +9,7 @@ that is delivered to them replaces or removes anything.
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -61,6 +62,7 @@ TABLE: Mapping[BusRole, Rights] = {
             "$JS.ACK.>",
             "$JS.FC.>",
             "$KV.blueprints.>",
+            "$KV.notes.>",
             "$KV.rulings.>",
             "$O.artifacts.>",  # removing what is no longer used
             "esper.forge.>",
@@ -153,13 +155,18 @@ def load_passwords(path: Path) -> dict[str, str]:
         BusError: the file cannot be used, or others may read it.
     """
     try:
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
+        if path.exists():
             return _read_passwords(path)
         passwords = {role.value: secrets.token_urlsafe(32) for role in BusRole}
-        with os.fdopen(handle, "w") as file:
-            json.dump(passwords, file)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(passwords, file)
+            os.link(name, path)  # whole, or not at all; another process may have been first
+        finally:
+            os.unlink(name)
+    except FileExistsError:
+        return _read_passwords(path)
     except OSError as error:
         raise BusError(f"{path}: the bus's passwords cannot be kept ({error.strerror})") from error
     return passwords

@@ -10,6 +10,8 @@ from esper_runtime.oona.streams import DUPLICATE_WINDOW, ensure
 BLUEPRINTS, WISHES = "blueprints", "wishes"
 COMPILED, VERDICTS, RULINGS = "compiled", "verdicts", "rulings"
 ARTIFACTS = "artifacts"
+NOTES = "notes"
+"""What the planner notes of its own work, for the next one."""
 
 _MIB = 1024 * 1024
 
@@ -46,6 +48,7 @@ def store_configs() -> tuple[StreamConfig, ...]:
     return (
         _bucket(BLUEPRINTS, 128 * _MIB, once=False),
         _bucket(WISHES, 64 * _MIB, once=False),
+        _bucket(NOTES, 64 * _MIB, once=False),
         _bucket(COMPILED, 256 * _MIB, once=True),
         _bucket(VERDICTS, 512 * _MIB, once=True),
         _bucket(RULINGS, 64 * _MIB, once=True),
