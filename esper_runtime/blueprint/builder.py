@@ -8,6 +8,7 @@ seed's own; those of the tail are zero. Tensors are batch first: ``[B, C]``, ``[
 import keyword
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -16,11 +17,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from esper_runtime.blueprint.call import Call
-from esper_runtime.blueprint.fit import misfit
-from esper_runtime.blueprint.graph import INPUT, Reference, read
-from esper_runtime.blueprint.inference import calls
+from esper_runtime.blueprint.fit import fitted
+from esper_runtime.blueprint.graph import INPUT, Reference
 from esper_runtime.blueprint.structure import first_mixers, tails
-from esper_runtime.contracts import Blueprint, BlueprintError, Interface, InterfaceKind
+from esper_runtime.contracts import Blueprint, Interface, InterfaceKind
 
 BUILDER_VERSION = "1"
 """Raised whenever an operator, a default or the drawing of weights comes to mean something else, so that
@@ -57,13 +57,9 @@ def build(blueprint: Blueprint, interface: Interface, seed: int) -> fx.GraphModu
     Raises:
         BlueprintError: the blueprint does not fit the slot (rule ``fit``) or is not valid.
     """
-    reason = misfit(blueprint, interface)
-    if reason is not None:
-        raise BlueprintError("fit", f"{blueprint.name} does not fit the slot: {reason}")
-    graph = read(blueprint)
+    graph, found = fitted(blueprint, interface)
     zero = set(tails(graph))
     first = set(first_mixers(graph))
-    found = calls(graph, interface)
     assembler = _Assembler(interface.kind, torch.Generator().manual_seed(seed))
     values: dict[Reference, fx.Node] = {Reference(INPUT): assembler.graph.placeholder("x")}
     for node in graph.nodes.values():
@@ -177,15 +173,21 @@ def _initialise(module: nn.Module, generator: torch.Generator, zero: bool) -> No
                 parameter.uniform_(-bound, bound, generator=generator)
 
 
-def _bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+def _bare(kind: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
     """A module with memory for its weights but nothing in it, so that the global random state is left alone.
 
-    `torch.nn.utils.skip_init` would do the same, but loads half a second of modules on its first call.
+    `torch.nn.utils.skip_init` would do the same in several times the time: on the meta device torch goes
+    through Python for each number that it does not draw.
     """
-    module = kind(*args, **kwargs, device="meta")
-    for name, parameter in list(module.named_parameters()):
-        setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+    module = _undrawn(kind)(*args, **kwargs)
+    module.__class__ = kind
     return module
+
+
+@cache
+def _undrawn(kind: type[nn.Module]) -> type[nn.Module]:
+    """The same kind of module, which does not draw its first weights."""
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
 
 
 Outputs = list[fx.Node]

@@ -65,7 +65,11 @@ def _applied(graph: Graph, interface: Interface) -> tuple[dict[str, Call], Shape
 
 def costs_of_nodes(graph: Graph, interface: Interface) -> dict[str, Cost]:
     """What each node costs; raises `BlueprintError` where the graph does not fit."""
-    found = calls(graph, interface)
+    return costs(graph, calls(graph, interface))
+
+
+def costs(graph: Graph, found: dict[str, Call]) -> dict[str, Cost]:
+    """What each node costs, given what `calls` found."""
     return {
         id_: Cost(node.operator.parameters(found[id_]), node.operator.macs(found[id_]))
         for id_, node in graph.nodes.items()
