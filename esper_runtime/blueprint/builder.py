@@ -8,7 +8,6 @@ seed's own; those of the tail are zero. Tensors are batch first: ``[B, C]``, ``[
 import keyword
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -179,15 +178,16 @@ def _bare(kind: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
     `torch.nn.utils.skip_init` would do the same in several times the time: on the meta device torch goes
     through Python for each number that it does not draw.
     """
-    module = _undrawn(kind)(*args, **kwargs)
+    module = _UNDRAWN[kind](*args, **kwargs)
     module.__class__ = kind
     return module
 
 
-@cache
-def _undrawn(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same kind of module, which does not draw its first weights."""
-    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+_UNDRAWN: Mapping[type[nn.Module], type[nn.Module]] = {
+    kind: type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d)
+}
+"""The same kinds of module, which do not draw their first weights."""
 
 
 Outputs = list[fx.Node]
