@@ -162,6 +162,8 @@ class Growable(GraftedModel):
         if self._running:
             raise TransitionError("a boundary was called inside a forward pass; call it between steps")
         changes = Changes()
+        if self._nothing_is_due():
+            return changes
         for seed in list(self.seeds):
             if seed.failure is not None:
                 self._cull_failed(seed, step, journal, changes)
@@ -183,6 +185,12 @@ class Growable(GraftedModel):
         for seed in [s for s in self.seeds if s.stage is SeedStage.LOADING and s.failure is not None]:
             self._cull_failed(seed, step, journal, changes)
         return changes
+
+    def _nothing_is_due(self) -> bool:
+        """True between most steps of most runs: there this must cost next to nothing."""
+        if self._queue or len(self.living):
+            return False
+        return all(slot.state is not SlotState.EMBARGOED for slot in self.slots.values())
 
     def _obey(self, directive: Directive, step: int, journal: Journal, changes: Changes) -> None:
         if directive.operation is Operation.GERMINATE:

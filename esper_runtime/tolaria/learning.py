@@ -114,13 +114,11 @@ class Learner:
         isolated = self._isolated(parts[0]) if self._isolating else {}
         if self._group.size > 1:
             total = self._averaged(total)
-        gradients = [p.grad for p in self._joint if p.grad is not None]
+        gradients = [gradient for p in self._joint if (gradient := p.grad) is not None]
         if self.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.loss_scale)
         norm = self._norm(gradients)
-        loss_value, norm_value = torch.stack(
-            (total, norm.to(total.dtype))
-        ).tolist()  # the one synchronisation
+        loss_value, norm_value = self._read(total, norm.to(total.dtype))
         if self.loss_scale > 1.0 and math.isfinite(loss_value) and not math.isfinite(norm_value):
             norm_value = self._lower_scale()
         elif (limit := self._training.clip_norm) is not None and limit < norm_value < math.inf:
@@ -155,6 +153,13 @@ class Learner:
             norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             return norm
         return torch.nn.utils.get_total_norm(gradients)
+
+    def _read(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
+        """Both numbers, with the one synchronisation of a step where the device needs any."""
+        if self._device.type == "cpu":
+            return loss.item(), norm.item()
+        loss_value, norm_value = torch.stack((loss, norm)).tolist()
+        return loss_value, norm_value
 
     def _lower_scale(self) -> float:
         """Only the scale of a Float16 loss was too large: this step has no update, its norm counts as 0."""
