@@ -7,6 +7,7 @@ from esper_runtime.kasmina.kernels.cache import CacheCounts, KernelCache
 from esper_runtime.kasmina.kernels.loader import Kernel, load
 from esper_runtime.kasmina.kernels.shelf import Shelf, usable
 from esper_runtime.kasmina.kernels.stock import Maker, Stock
+from esper_runtime.kasmina.kernels.twin import Twin, arguments
 from esper_runtime.kasmina.kernels.wanted import current_target, spec_for, toolchain
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Maker",
     "Shelf",
     "Stock",
+    "Twin",
+    "arguments",
     "current_target",
     "load",
     "spec_for",
