@@ -4,5 +4,6 @@ It makes and signs; whether the result may run in a training is for Urabrask to 
 """
 
 from esper_runtime.tezzeret.make import make
+from esper_runtime.tezzeret.standard import Builder
 
-__all__ = ["make"]
+__all__ = ["Builder", "make"]

@@ -1,6 +1,7 @@
 """One kernel from its spec and its blueprint: checked, made, packed into an archive and signed."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from esper_runtime.artifact import KeyRing, artifact_files, pack
@@ -17,9 +18,12 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.kasmina.kernels import current_target, toolchain
 from esper_runtime.tezzeret.fast import exercise
+from esper_runtime.tezzeret.standard import Builder
 
 
-def make(spec: KernelSpec, blueprint: Blueprint, folder: Path, keyring: KeyRing) -> tuple[Path, Signed]:
+def make(
+    spec: KernelSpec, blueprint: Blueprint, folder: Path, keyring: KeyRing, builder: Builder | None = None
+) -> tuple[Path, Signed]:
     """Make a kernel: its archive in ``folder``, and Tezzeret's signed word on it.
 
     Equal arguments, on an equal target, give an archive with equal bytes.
@@ -30,9 +34,11 @@ def make(spec: KernelSpec, blueprint: Blueprint, folder: Path, keyring: KeyRing)
         folder: where the archive is put, as ``<kernel id>-<16 digits of the digest>.kernel``; made where
             it is not there.
         keyring: signs as Tezzeret.
+        builder: compiles; where none is given, one is started for this kernel if it needs one.
 
     Raises:
         KernelError: it cannot be made, and trying again would not help.
+        SandboxError: a limit ended the compiler, or it could not be started.
         BlueprintError: the blueprint is not valid.
         ArtifactError: it cannot be signed.
     """
@@ -42,6 +48,10 @@ def make(spec: KernelSpec, blueprint: Blueprint, folder: Path, keyring: KeyRing)
     parts: dict[str, bytes] = {}
     if spec.pipeline is Pipeline.FAST:
         exercise(blueprint, spec.interface, spec.target.device)
+    else:
+        with ExitStack() as stack:
+            built = (builder or stack.enter_context(Builder())).build(spec, blueprint)
+        parts, trains = built.parts, built.trains
     folder.mkdir(parents=True, exist_ok=True)
     unnamed = folder / f".{spec.kernel_id}.making"
     try:

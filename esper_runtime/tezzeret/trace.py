@@ -47,12 +47,14 @@ class Traced:
         backward: from x, the output's gradient and the tensors to the gradients of x and the parameters;
             None where the blueprint can only be evaluated.
         tensors: names of the parameters and buffers, in the order of the arguments.
+        learned: names of the parameters among them.
         least: least size of each free axis of x, batch first.
     """
 
     forward: Program
     backward: Program | None
     tensors: tuple[str, ...]
+    learned: tuple[str, ...]
     least: tuple[int, ...]
 
 
@@ -122,6 +124,7 @@ def _trace(body: fx.GraphModule, sample: Interface, trains: bool) -> Traced:
         forward=Program(first, (x, *tensors)),
         backward=None if second is None else Program(second, (x, gradient, *tensors)),
         tensors=names,
+        learned=tuple(name for name in names if name in parameters),
         least=least,
     )
 

@@ -4,14 +4,17 @@ Nothing here looks at bytes whose digest and signatures were not checked before.
 """
 
 from esper_runtime.kasmina.kernels.cache import CacheCounts, KernelCache
+from esper_runtime.kasmina.kernels.compiled import Call, CompiledParts
 from esper_runtime.kasmina.kernels.loader import Kernel, load
 from esper_runtime.kasmina.kernels.shelf import Shelf, usable
 from esper_runtime.kasmina.kernels.stock import Maker, Stock
 from esper_runtime.kasmina.kernels.twin import Twin, arguments
-from esper_runtime.kasmina.kernels.wanted import current_target, spec_for, toolchain
+from esper_runtime.kasmina.kernels.wanted import compiler, current_target, spec_for, toolchain
 
 __all__ = [
     "CacheCounts",
+    "Call",
+    "CompiledParts",
     "Kernel",
     "KernelCache",
     "Maker",
@@ -19,6 +22,7 @@ __all__ = [
     "Stock",
     "Twin",
     "arguments",
+    "compiler",
     "current_target",
     "load",
     "spec_for",

@@ -4,14 +4,19 @@
 archive, both signatures and that all of them mean the same kernel.
 """
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from esper_runtime.artifact import VerifiedArtifact
 from esper_runtime.blueprint.builder import BUILDER_VERSION, build
 from esper_runtime.contracts import Blueprint, Interface, KernelError, KernelSpec
-from esper_runtime.kasmina.kernels.wanted import current_target
+from esper_runtime.kasmina.kernels.compiled import CompiledParts
+from esper_runtime.kasmina.kernels.twin import Twin
+from esper_runtime.kasmina.kernels.wanted import COMPILED, current_target
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,17 @@ class Kernel:
         digest: of its artifact.
         blueprint: its graph.
         bytes: what its files take, for bounds on what is kept.
+        trains: whether what it makes can learn: compiled parts without a backward pass cannot.
     """
 
     spec: KernelSpec
     digest: str
     blueprint: Blueprint
     bytes: int
+    trains: bool
+    _files: Mapping[str, bytes] = field(repr=False)
+    _loaded: dict[torch.device, CompiledParts] = field(default_factory=dict, repr=False)
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def id(self) -> str:
@@ -52,6 +62,30 @@ class Kernel:
             )
         return build(self.blueprint, interface, seed)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether it has compiled parts, so that `twin` can be asked for."""
+        return self.spec.pipeline in COMPILED
+
+    def twin(self, body: nn.Module) -> Twin:
+        """The compiled twin of a body of this kernel's blueprint and class, on the body's device.
+
+        The first call for a device loads native code, which takes some milliseconds.
+
+        Args:
+            body: from `body`, moved to its device and dtype; its parameters and buffers are the twin's too.
+
+        Raises:
+            KernelError: the kernel has no compiled parts, they cannot be loaded, or the body is another one's.
+        """
+        if not self.compiled:
+            raise KernelError(f"{self.id} is a {self.spec.pipeline.value} kernel: it has no compiled parts")
+        device = next(body.parameters()).device
+        with self._turn:
+            if device not in self._loaded:
+                self._loaded[device] = CompiledParts(self._files, device)
+            return Twin(body, self._loaded[device], self.blueprint.interface)
+
 
 def load(artifact: VerifiedArtifact) -> Kernel:
     """A kernel from an artifact that was verified.
@@ -74,6 +108,8 @@ def load(artifact: VerifiedArtifact) -> Kernel:
         digest=artifact.compiled.digest,
         blueprint=artifact.blueprint,
         bytes=sum(file.bytes for file in artifact.manifest.files),
+        trains=artifact.manifest.trains,
+        _files=artifact.files,
     )
 
 

@@ -1,9 +1,128 @@
 """The compiled twin of an eager body: the same parameters, forward and backward by native code."""
 
+import copy
+from typing import Any, Self
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from esper_runtime.contracts import InterfaceKind, KernelError
+from esper_runtime.kasmina.kernels.compiled import CompiledParts
 
 
 def arguments(body: nn.Module) -> dict[str, Tensor]:
     """The tensors that compiled parts take after their inputs, by name: parameters, then numeric buffers."""
     buffers = {name: buffer for name, buffer in body.named_buffers() if buffer.is_floating_point()}
     return dict(body.named_parameters()) | buffers
+
+
+class Twin(nn.Module):
+    """A module with the eager body's own submodules, so with its parameters, buffers and names.
+
+    Where the compiled parts do not serve, the eager body runs: sizes below those they were made for, another
+    dtype or device, mixed precision, a trace or an export in progress, and for parts without a backward pass
+    every call in training mode or that needs a gradient.
+
+    Attributes:
+        eager: the body.
+        compiled_calls: how many calls the compiled parts have served.
+    """
+
+    eager: nn.Module
+
+    def __init__(self, body: nn.Module, parts: CompiledParts, kind: InterfaceKind) -> None:
+        """Join a body and compiled parts.
+
+        Args:
+            body: eager, of the kernel that ``parts`` come from.
+            parts: loaded.
+            kind: of the slot.
+
+        Raises:
+            KernelError: the body has other tensors than the parts want.
+        """
+        super().__init__()
+        names = tuple(arguments(body))
+        if names != parts.call.tensors:
+            raise KernelError(f"the compiled parts want the tensors {parts.call.tensors}; the body has {names}")
+        for name, child in body.named_children():
+            self.add_module(name, child)
+        self.training = body.training
+        # Not registered: its submodules are here under their own names already.
+        self.__dict__["eager"] = body
+        self.compiled_calls = 0
+        self._parts = parts
+        self._kind = kind
+        self._places = tuple(_place(body, name) for name in names)
+        self._learned = tuple(name in parts.call.learned for name in names)
+        self._dtype = next(iter(arguments(body).values())).dtype
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self)(copy.deepcopy(self.eager, memo), self._parts, self._kind)
+        memo[id(self)] = twin
+        return twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the eager body yields for ``x``."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._serves(x):
+            result: Tensor = self.eager(x)
+            return result
+        tensors = [held[name] for held, name in self._places]
+        if not all(t.dtype == self._dtype and t.device == x.device and t.is_contiguous() for t in tensors):
+            result = self.eager(x)
+            return result
+        learns = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
+        if learns and not self._parts.trains:
+            result = self.eager(x)
+            return result
+        self.compiled_calls += 1
+        x = _aligned(x)
+        if learns:
+            result = _Joined.apply(self._parts, self._learned, x, *tensors)  # type: ignore[no-untyped-call]
+            return result
+        return self._parts.forward(x, tensors)
+
+    def _serves(self, x: Tensor) -> bool:
+        least = self._parts.call.least
+        if x.dim() != len(least) + 1 or x.dtype != self._dtype or x.device.type != self._parts.device.type:
+            return False
+        if self.training and not self._parts.trains:
+            return False
+        if torch.is_autocast_enabled(x.device.type):
+            return False
+        channel = 1 if self._kind in (InterfaceKind.SEQUENCE, InterfaceKind.IMAGE) else x.dim() - 1
+        free = (size for axis, size in enumerate(x.shape) if axis != channel)
+        return all(size >= bound for size, bound in zip(free, least, strict=True))
+
+
+def _place(body: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
+    """Where a tensor is looked up at each call, so that one put in its place is seen."""
+    path, _, last = name.rpartition(".")
+    owner: Any = body.get_submodule(path)
+    return (owner._parameters if last in owner._parameters else owner._buffers), last
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Contiguous, and at an address that vector instructions may assume."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+class _Joined(torch.autograd.Function):
+    """Forward by one part; backward by the other, which computes the forward pass it needs again."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: CompiledParts, learned: tuple[bool, ...], x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *tensors)
+        ctx.parts, ctx.learned = parts, learned
+        return parts.forward(x, tensors)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        first, *rest = ctx.parts.backward(x, _aligned(gradient), tensors)
+        of_learned = iter(rest)
+        of_tensors = (next(of_learned) if learns else None for learns in ctx.learned)
+        return (None, None, first, *of_tensors)
