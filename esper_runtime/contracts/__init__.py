@@ -57,6 +57,7 @@ from esper_runtime.contracts.errors import (
     ManifestError,
     PeerLostError,
     RunFailedError,
+    SandboxError,
     TransitionError,
 )
 from esper_runtime.contracts.forge import KernelNote, Work, WorkAttempt
@@ -291,6 +292,7 @@ __all__ = [
     "RunBudget",
     "RunFailedError",
     "RunSpec",
+    "SandboxError",
     "ScheduleName",
     "SeedChanged",
     "SeedStage",

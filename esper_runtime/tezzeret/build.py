@@ -28,9 +28,6 @@ _BITS = {"avx512": 512, "avx2": 256}
 
 def warm(payload: bytes, workspace: Workspace) -> bytes:
     """Import what compiling imports late, so that jobs find it there."""
-    import torch._inductor.compile_fx
-    import torch._inductor.cpp_builder
-    import torch.export
 
     return payload
 
@@ -79,8 +76,8 @@ def _compiled(part: str, program: Program, request: dict[str, Any], folder: Path
             module, program.arguments, options=_options(place, request["arch"], _compiler(folder, request))
         )
     except Exception as error:  # the compilers raise errors of many kinds, none of them ours
-        said = str(error).strip().splitlines() or [""]
-        raise KernelError(f"the {part} part does not compile: {type(error).__name__}: {said[0]}"[:1500]) from error
+        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        raise KernelError(f"the {part} part does not compile: {said}"[:1500]) from error
     files = {f"{part}/{LIBRARY}": (place / LIBRARY).read_bytes()}
     for path in sorted(place.rglob("*")):
         if path.suffix == ".json" and not path.name.endswith("_metadata.json"):

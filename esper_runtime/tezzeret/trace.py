@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
@@ -69,7 +68,8 @@ def trace(blueprint: Blueprint, slots: KernelInterface, device: str) -> Traced:
         raise KernelError("compiled kernels are made for exact widths; the class has a range of them")
     samples = sample_slots(blueprint, slots)
     if not samples:
-        raise KernelError(f"{blueprint.name} fits no slot of the class {slots.model_dump_json(by_alias=True)}")
+        words = slots.model_dump_json(by_alias=True)
+        raise KernelError(f"{blueprint.name} fits no slot of the class {words}")
     trains = not any(node.op in ONLY_EVALUATED for node in blueprint.nodes)
     body = build(blueprint, samples[0], seed=0).to(device=device, dtype=getattr(torch, slots.dtype))
     body.eval().requires_grad_(False)
@@ -109,12 +109,12 @@ def _trace(body: fx.GraphModule, sample: Interface, trains: bool) -> Traced:
             return torch.autograd.grad(forward(x, *given), learned, gradient)
 
         example = (x, gradient, *tensors)
-        with shape_settings.patch(use_duck_shape=False):
+        with shape_settings.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             plain = make_fx(backward, tracing_mode="symbolic")(*example)
 
         def tied(x: Tensor, gradient: Tensor, *tensors: Tensor) -> Any:
             for given, needed in zip(gradient.shape, forward(x, *tensors).shape, strict=True):
-                torch._check(given == needed)
+                torch._check(given == needed)  # type: ignore[no-untyped-call]
             return plain(x, gradient, *tensors)
 
         second = _exported(tied, example, free=2)
@@ -151,6 +151,8 @@ def _example(body: nn.Module, sample: Interface, tensors: Sequence[Tensor]) -> T
 class _Calls(nn.Module):
     """A function as a module that owns nothing, as exporting wants it."""
 
+    function: Any
+
     def __init__(self, function: Any) -> None:
         super().__init__()
         self.__dict__["function"] = function
@@ -162,7 +164,7 @@ class _Calls(nn.Module):
 def _exported(function: Any, example: tuple[Tensor, ...], free: int) -> ExportedProgram:
     """``function`` exported; sizes of its first ``free`` arguments may change where the function allows."""
     sizes = tuple(
-        {axis: Dim.AUTO for axis in range(tensor.dim())} if position < free else None
+        dict.fromkeys(range(tensor.dim()), Dim.AUTO) if position < free else None
         for position, tensor in enumerate(example)
     )
     return export(_Calls(function), example, dynamic_shapes=(sizes,), strict=False)
@@ -180,8 +182,8 @@ def _least_sizes(program: ExportedProgram, x: Tensor, kind: InterfaceKind) -> tu
     for axis, size in enumerate(seen):
         if axis == channel:
             continue
-        expression = size if isinstance(size, int) else size.node.expr
-        if not isinstance(expression, sympy.Symbol):
+        expression = None if isinstance(size, int) else size.node.expr
+        if expression is None or not expression.is_Symbol:
             what = "batch" if axis == 0 else f"{_AXIS} {axis}"
             raise KernelError(f"it works for {what} of size {size} only, and would have to work for any")
         bounds = program.range_constraints.get(expression)

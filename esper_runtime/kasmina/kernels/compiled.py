@@ -100,7 +100,8 @@ class CompiledParts:
 
 
 def _runner(files: Mapping[str, bytes], part: str, device: torch.device) -> Any:
-    inside = {name.removeprefix(f"{part}/"): data for name, data in files.items() if name.startswith(f"{part}/")}
+    start = f"{part}/"
+    inside = {name.removeprefix(start): data for name, data in files.items() if name.startswith(start)}
     if LIBRARY not in inside:
         raise KernelError(f"the artifact has no compiled {part} part")
     # Private to this user, and gone from the file system as soon as the process has it mapped.

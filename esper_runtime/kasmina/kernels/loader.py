@@ -18,6 +18,9 @@ from esper_runtime.kasmina.kernels.compiled import CompiledParts
 from esper_runtime.kasmina.kernels.twin import Twin
 from esper_runtime.kasmina.kernels.wanted import COMPILED, current_target
 
+Files = Mapping[str, bytes]
+"""Contents of an artifact by name."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -36,7 +39,7 @@ class Kernel:
     blueprint: Blueprint
     bytes: int
     trains: bool
-    _files: Mapping[str, bytes] = field(repr=False)
+    _files: Files = field(repr=False)
     _loaded: dict[torch.device, CompiledParts] = field(default_factory=dict, repr=False)
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -76,7 +79,7 @@ class Kernel:
             body: from `body`, moved to its device and dtype; its parameters and buffers are the twin's too.
 
         Raises:
-            KernelError: the kernel has no compiled parts, they cannot be loaded, or the body is another one's.
+            KernelError: there are no compiled parts, they cannot be loaded, or the body is of another one.
         """
         if not self.compiled:
             raise KernelError(f"{self.id} is a {self.spec.pipeline.value} kernel: it has no compiled parts")

@@ -45,7 +45,7 @@ class Twin(nn.Module):
         super().__init__()
         names = tuple(arguments(body))
         if names != parts.call.tensors:
-            raise KernelError(f"the compiled parts want the tensors {parts.call.tensors}; the body has {names}")
+            raise KernelError(f"the compiled parts want {parts.call.tensors}; the body has {names}")
         for name, child in body.named_children():
             self.add_module(name, child)
         self.training = body.training
@@ -65,29 +65,29 @@ class Twin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the eager body yields for ``x``."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._serves(x):
-            result: Tensor = self.eager(x)
-            return result
+        result: Tensor
         tensors = [held[name] for held, name in self._places]
-        if not all(t.dtype == self._dtype and t.device == x.device and t.is_contiguous() for t in tensors):
-            result = self.eager(x)
-            return result
         learns = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
-        if learns and not self._parts.trains:
+        if not self._serves(x, tensors, learns):
             result = self.eager(x)
-            return result
-        self.compiled_calls += 1
-        x = _aligned(x)
-        if learns:
-            result = _Joined.apply(self._parts, self._learned, x, *tensors)  # type: ignore[no-untyped-call]
-            return result
-        return self._parts.forward(x, tensors)
+        else:
+            self.compiled_calls += 1
+            x = _aligned(x)
+            if learns:
+                result = _Joined.apply(self._parts, self._learned, x, *tensors)  # type: ignore[no-untyped-call]
+            else:
+                result = self._parts.forward(x, tensors)
+        return result
 
-    def _serves(self, x: Tensor) -> bool:
+    def _serves(self, x: Tensor, tensors: list[Tensor], learns: bool) -> bool:
         least = self._parts.call.least
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return False
         if x.dim() != len(least) + 1 or x.dtype != self._dtype or x.device.type != self._parts.device.type:
             return False
-        if self.training and not self._parts.trains:
+        if (self.training or learns) and not self._parts.trains:
+            return False
+        if not all(t.dtype == self._dtype and t.device == x.device and t.is_contiguous() for t in tensors):
             return False
         if torch.is_autocast_enabled(x.device.type):
             return False
@@ -113,13 +113,15 @@ class _Joined(torch.autograd.Function):
     """Forward by one part; backward by the other, which computes the forward pass it needs again."""
 
     @staticmethod
-    def forward(ctx: Any, parts: CompiledParts, learned: tuple[bool, ...], x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, parts: CompiledParts, learned: tuple[bool, ...], x: Tensor, *tensors: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, *tensors)
         ctx.parts, ctx.learned = parts, learned
         return parts.forward(x, tensors)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         first, *rest = ctx.parts.backward(x, _aligned(gradient), tensors)
