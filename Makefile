@@ -41,8 +41,10 @@ bench: $(READY_BENCH) ## the growth benchmark: all arms, tuned, with intervals (
 bars: $(READY_BENCH) ## measure every bar that a machine can run; one JSON line each
 	$(BIN)/python -m benchmarks.bars
 
-docs crds: $(READY) ## write docs/manifest.md, docs/cli.md and crds/ from the code
+docs: $(READY) ## write docs/manifest.md, docs/cli.md and crds/ from the code
 	$(BIN)/python docs/generate.py
+
+crds: docs ## the same
 
 acceleration: $(READY) ## optional: torch-scatter, which is compiled here (about 5 minutes)
 	$(BIN)/python -m pip install -c constraints.txt setuptools
