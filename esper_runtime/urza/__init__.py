@@ -9,20 +9,32 @@ from esper_runtime.urza.fold import fold
 from esper_runtime.urza.index import KernelIndex, Ranked
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.lineage import Lineage, lineage
+from esper_runtime.urza.reader import LibraryReader
+from esper_runtime.urza.transfer import Transferred, export_library, import_library
+from esper_runtime.urza.upkeep import GRACE, Finding, Garbage, collect_garbage, verify_library
 from esper_runtime.urza.words import Fault, Word, hear, word_key
 
 __all__ = [
+    "GRACE",
     "ArtifactStore",
     "Fault",
+    "Finding",
+    "Garbage",
     "KernelIndex",
     "Library",
+    "LibraryReader",
     "Lineage",
     "NoBucketError",
     "Ranked",
     "StoredArtifact",
+    "Transferred",
     "Word",
+    "collect_garbage",
+    "export_library",
     "fold",
     "hear",
+    "import_library",
     "lineage",
+    "verify_library",
     "word_key",
 ]

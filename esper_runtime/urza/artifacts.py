@@ -29,6 +29,10 @@ CHUNK = 1024 * 1024
 LARGEST = 1024 * 1024 * 1024
 """Bytes that an artifact may have."""
 
+FRESH = 600.0
+"""Seconds after which an artifact that is stored again counts as stored anew: a word that names it may
+follow, and until then it must not be taken for garbage."""
+
 _STREAM = f"OBJ_{ARTIFACTS}"
 _HEADERS = 4096
 """Bytes left for headers where the bus takes no messages larger than a chunk."""
@@ -38,12 +42,14 @@ _HEADERS = 4096
 class StoredArtifact:
     """What the store says of an artifact; true only where its chunks have the digest.
 
-    ``chunks`` names the subject of its chunks, ``sequence`` the message that says all this.
+    ``chunks`` names the subject of its chunks, of which there are ``count``; ``sequence`` is that of the
+    message that says all this, and ``stored`` its time.
     """
 
     digest: str
     bytes: int
     chunks: str
+    count: int
     stored: datetime
     sequence: int
 
@@ -72,22 +78,14 @@ class ArtifactStore:
         """
         digest, size = await asyncio.to_thread(_digest, path)
         before = await self._meta(digest)
+        after = before.sequence if before is not None else 0
         if before is not None and before.bytes and await self._is_sound(before):
+            if (datetime.now(UTC) - before.stored).total_seconds() > FRESH:
+                await self._put_meta(digest, before.chunks, size, before.count, after)
             return digest, False
         chunks = secrets.token_hex(11)
         count = await self._put_chunks(path, chunks, digest)
-        info = {
-            "name": digest,
-            "bucket": ARTIFACTS,
-            "nuid": chunks,
-            "size": size,
-            "chunks": count,
-            "mtime": datetime.now(UTC).isoformat(),
-            "digest": "SHA-256=" + base64.urlsafe_b64encode(bytes.fromhex(digest)).decode(),
-            "options": {"max_chunk_size": self._chunk},
-        }
-        stored = await self._put_meta(digest, chunks, info, before.sequence if before is not None else 0)
-        return digest, stored
+        return digest, await self._put_meta(digest, chunks, size, count, after)
 
     async def fetch(self, digest: str, destination: Path) -> None:
         """Write an artifact to a file, which is there only once it was found to have this digest.
@@ -214,7 +212,7 @@ class ArtifactStore:
             return None
         found = _read_meta(message)
         if found is None or found.digest != digest:  # rubbish under its name: put in its place
-            return StoredArtifact(digest, 0, "", message.time, int(message.seq or 0))
+            return StoredArtifact(digest, 0, "", 0, message.time, int(message.seq or 0))
         return found
 
     async def _put_chunks(self, path: Path, chunks: str, digest: str) -> int:
@@ -234,11 +232,21 @@ class ArtifactStore:
             raise InputError(f"{path}: was changed while it was read")
         return count
 
-    async def _put_meta(self, digest: str, chunks: str, info: dict[str, Any], after: int) -> bool:
+    async def _put_meta(self, digest: str, chunks: str, size: int, count: int, after: int) -> bool:
         """Name the chunks; False where another put came between, whose chunks are named then."""
+        info = {
+            "name": digest,
+            "bucket": ARTIFACTS,
+            "nuid": chunks,
+            "size": size,
+            "chunks": count,
+            "mtime": datetime.now(UTC).isoformat(),
+            "digest": "SHA-256=" + base64.urlsafe_b64encode(bytes.fromhex(digest)).decode(),
+            "options": {"max_chunk_size": self._chunk},
+        }
         subject = _meta_subject(digest)
         headers = {
-            "Nats-Msg-Id": f"{chunks}-meta",
+            "Nats-Msg-Id": f"{chunks}-meta-{after}",
             "Nats-Expected-Last-Subject-Sequence": str(after),
             "Nats-Rollup": "sub",
         }
@@ -298,12 +306,14 @@ def _read_meta(message: Any) -> StoredArtifact | None:
     try:
         info = json.loads(message.data or b"")
         digest, chunks = str(info["name"]), str(info["nuid"])
-        size = 0 if info.get("deleted") else int(info["size"])
+        size, count = 0 if info.get("deleted") else int(info["size"]), int(info["chunks"])
         bytes.fromhex(digest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    sound = len(digest) == 64 and chunks.isalnum() and 0 <= size <= LARGEST
-    return StoredArtifact(digest, size, chunks, message.time, int(message.seq)) if sound else None
+    sound = digest == digest.lower() and len(digest) == 64 and chunks.isalnum() and 0 <= size <= LARGEST
+    if not sound:
+        return None
+    return StoredArtifact(digest, size, chunks, count, message.time, int(message.seq))
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -1,17 +1,10 @@
-"""The library on a bus: who reads it, adds to it, and waits for what is new."""
+"""Adding to the library: words, blueprints, wishes, artifacts."""
 
-import asyncio
 import contextlib
 import logging
-import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
-from nats.aio.client import Client
-
-from esper_runtime.artifact import Trust
 from esper_runtime.blueprint import canonical_id, validate
 from esper_runtime.contracts import (
     LIBRARY_SUBJECT,
@@ -23,8 +16,6 @@ from esper_runtime.contracts import (
     CompileFailed,
     EventType,
     InputError,
-    KernelQuery,
-    KernelRecord,
     KernelWish,
     LibraryEvent,
     Role,
@@ -33,208 +24,17 @@ from esper_runtime.contracts import (
     Verdict,
     utc_now,
 )
-from esper_runtime.oona import (
-    BLUEPRINTS,
-    COMPILED,
-    RULINGS,
-    VERDICTS,
-    WISHES,
-    BusAddress,
-    OutOfOrderError,
-    connect,
-    disconnect,
-    ensure_library_stores,
-    ensure_streams,
-    publish_event,
-)
-from esper_runtime.urza.artifacts import ArtifactStore
-from esper_runtime.urza.bucket import Bucket, NoBucketError
-from esper_runtime.urza.index import Ranked
-from esper_runtime.urza.lineage import Lineage, lineage
-from esper_runtime.urza.steadily import jetstream
-from esper_runtime.urza.view import LibraryView
-from esper_runtime.urza.words import Fault, Word
+from esper_runtime.oona import BLUEPRINTS, WISHES, OutOfOrderError, publish_event
+from esper_runtime.urza.lineage import lineage
+from esper_runtime.urza.reader import BUCKETS, LibraryReader
+from esper_runtime.urza.words import Word
 
-POLL = 1.0
-"""Seconds after which a watcher looks at the library though no event came."""
-
-BUCKETS: Mapping[Role, str] = {
-    Role.TEZZERET: COMPILED,
-    Role.URABRASK: VERDICTS,
-    Role.PLANNER: RULINGS,
-}
-
-_ROLES = {name: role for role, name in BUCKETS.items()}
-_INCARNATION = "incarnation"
 _Change = Callable[[BlueprintEntry | None], BlueprintEntry | None]
 _log = logging.getLogger(__name__)
 
 
-class Library:
-    """Blueprints, kernels and artifacts on a bus.
-
-    What it answers is read from the bus first; a lost connection is waited for, ``patience`` seconds for each
-    request. One object serves one event loop.
-
-    Args:
-        client: a connection.
-        trust: whose words count.
-        keeper: makes the buckets where they lack, also after the bus has lost its storage; the planner's.
-        patience: seconds.
-    """
-
-    def __init__(self, client: Client, trust: Trust, *, keeper: bool = False, patience: float = 10.0) -> None:
-        self.artifacts = ArtifactStore(client, patience)
-        self.trust = trust
-        self._client = client
-        self._keeper = keeper
-        self._patience = patience
-        self._ignored: Counter[Fault] = Counter()
-        self._watchers: list[dict[str, KernelRecord]] = []
-        self._lock = asyncio.Lock()
-        self._view = LibraryView(trust)
-        self._start_over()
-
-    @classmethod
-    async def connect(
-        cls, address: BusAddress, trust: Trust, *, keeper: bool = False, patience: float = 10.0
-    ) -> Self:
-        """A library with a connection of its own; `close` it.
-
-        Raises:
-            BusError: the bus cannot be reached, or has no library and we are not its keeper.
-        """
-        client = await connect(address, "library", patience=patience)
-        library = cls(client, trust, keeper=keeper, patience=patience)
-        try:
-            await library.refresh()
-        except BaseException:
-            await disconnect(client)
-            raise
-        return library
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await disconnect(self._client)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    @property
-    def incarnation(self) -> str | None:
-        """Made once with the library: another one than before means that the bus had lost its storage."""
-        return self._incarnation
-
-    @property
-    def ignored(self) -> Counter[Fault]:
-        """How many words were seen that do not count, by reason."""
-        return self._ignored + self._view.ignored
-
-    async def refresh(self) -> dict[str, KernelRecord]:
-        """Read what is new.
-
-        Returns:
-            The records that are not what they were.
-
-        Raises:
-            BusError: the bus does not answer, or has no library.
-            ArtifactError: the list of trusted keys may not be used.
-        """
-        async with self._lock:
-            try:
-                lost = await self._catch_up()
-            except NoBucketError:
-                self._start_over()
-                if not self._keeper:
-                    raise
-                await self._make()
-                lost = await self._catch_up()
-            if lost:
-                self._start_over()
-                await self._catch_up()
-            if self._incarnation is None and self._keeper:
-                await self._make()
-                await self._catch_up()
-            changed = self._view.settle()
-        for watcher in self._watchers:
-            watcher.update(changed)
-        return changed
-
-    async def records(self) -> Mapping[str, KernelRecord]:
-        """All kernels by id.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return dict(self._view.records)
-
-    async def record(self, kernel: str) -> KernelRecord | None:
-        """One kernel.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return self._view.records.get(kernel)
-
-    async def blueprints(self) -> Mapping[str, BlueprintEntry]:
-        """All blueprints by id, archived ones among them.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return dict(self._view.blueprints)
-
-    async def wishes(self) -> Mapping[str, KernelWish]:
-        """What trainings have wished for, by kernel.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return dict(self._view.wishes)
-
-    async def query(self, query: KernelQuery) -> list[Ranked]:
-        """The best validated kernels for a slot, best first, without those of archived blueprints.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return self._view.index.best(query)
-
-    async def lineage(self, identity: str) -> Lineage:
-        """The relations of a blueprint or kernel.
-
-        Raises:
-            InputError: there is none with this id.
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return lineage(identity, self._view.blueprints, self._view.records)
-
-    async def words(self) -> list[tuple[Role, Word]]:
-        """All words that count, in the order in which each role has said them.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return self._view.words()
-
-    async def faults(self) -> list[tuple[str, str, Fault]]:
-        """What lies in the buckets of words and does not count: bucket, key, reason.
-
-        Raises:
-            BusError: as `refresh`.
-        """
-        await self.refresh()
-        return [(BUCKETS[role], value.key, fault) for role, value, fault in self._view.faults()]
+class Library(LibraryReader):
+    """Blueprints, kernels and artifacts on a bus: `LibraryReader`, and what adds to it."""
 
     async def publish(self, signed: Signed) -> bool:
         """Say a word, in the bucket of the role that has signed it, and tell everybody.
@@ -251,13 +51,22 @@ class Library:
         role = key.role if key is not None else Role.PLANNER
         word = Word(self.trust.verify(signed, role), signed)
         await self.refresh()
-        new = not self._is_settled(word.statement)
+        new = not self.is_settled(word.statement)
         if new:
-            await self._buckets[BUCKETS[role]].put(word.key, word.encoded, after=0)
+            await self.put_word(role, word)
             await self.refresh()
-        statement = word.statement
-        await self._tell(LibraryEvent(kind=statement.kind, kernel=statement.kernel), word.key)
+        else:  # who said it may have died before everybody was told
+            await self._tell(LibraryEvent(kind=word.statement.kind, kernel=word.statement.kernel), word.key)
         return new
+
+    async def put_word(self, role: Role, word: Word) -> None:
+        """Put a word whose signature was checked into the bucket of its role, and tell everybody.
+
+        Raises:
+            BusError: it could not be stored.
+        """
+        await self._buckets[BUCKETS[role]].put(word.key, word.encoded, after=0)
+        await self._tell(LibraryEvent(kind=word.statement.kind, kernel=word.statement.kernel), word.key)
 
     async def enter(self, blueprint: Blueprint, origin: str | None = None, *, reinstate: bool = False) -> str:
         """Enter a blueprint after the static check.
@@ -275,15 +84,25 @@ class Library:
             BusError: it could not be stored.
         """
         validate(blueprint)
-        identity = canonical_id(blueprint)
         entry = BlueprintEntry(
-            blueprint=identity,
+            blueprint=canonical_id(blueprint),
             graph=blueprint,
             origin=origin or blueprint.provenance.origin.value,
             entered=utc_now(),
         )
-        await self._change(identity, lambda known: _entered(known, entry, reinstate))
-        return identity
+        await self.put_entry(entry, reinstate=reinstate)
+        return entry.blueprint
+
+    async def put_entry(self, entry: BlueprintEntry, *, reinstate: bool = False) -> bool:
+        """Enter a blueprint as an entry that was made before says; where it is known, that one stays.
+
+        Returns:
+            Whether anything was changed.
+
+        Raises:
+            BusError: it could not be stored.
+        """
+        return await self._change(entry.blueprint, lambda known: _entered(known, entry, reinstate))
 
     async def archive(self, blueprint: str, reason: str) -> None:
         """Offer a blueprint and its kernels no more; all that is known of them stays.
@@ -329,95 +148,8 @@ class Library:
         digest, _ = await self.artifacts.put(path)
         return digest
 
-    async def fetch_artifact(self, digest: str, destination: Path) -> None:
-        """Write an artifact to a file, which is there only once it was found to have this digest.
-
-        Raises:
-            ArtifactError: the library lacks it, or what it holds has another digest.
-            InputError: the file cannot be written.
-            BusError: the bus does not answer.
-        """
-        await self.artifacts.fetch(digest, destination)
-
-    async def watch(self, *, current: bool = False) -> AsyncIterator[KernelRecord]:
-        """Records as they change, for ever: through lost connections, and through a bus that lost everything.
-
-        Of changes that come while the reader is busy, the last of each kernel is given.
-
-        Args:
-            current: begin with all that there is.
-
-        Raises:
-            BusError: the connection was closed for good.
-        """
-        changed: dict[str, KernelRecord] = {}
-        woken = asyncio.Event()
-
-        async def wake(_: object) -> None:
-            woken.set()
-
-        subscription = await self._client.subscribe(LIBRARY_SUBJECT, cb=wake)
-        self._watchers.append(changed)
-        try:
-            if current:
-                await self._refresh_if_there()
-                changed.update(self._view.records)
-            while True:
-                await self._refresh_if_there()
-                while changed:
-                    yield changed.pop(next(iter(changed)))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), POLL)
-                woken.clear()
-        finally:
-            self._watchers = [one for one in self._watchers if one is not changed]
-            if self._client.is_connected:
-                await subscription.unsubscribe()
-
-    async def _refresh_if_there(self) -> None:
-        try:
-            await self.refresh()
-        except BusError as error:
-            if self._client.is_closed:
-                raise
-            _log.info("the library cannot be read at present: %s", error)
-
-    def _start_over(self) -> None:
-        """Forget all that was read."""
-        self._ignored += self._view.ignored
-        self._view = LibraryView(self.trust)
-        self._incarnation: str | None = None
-        names = (*BUCKETS.values(), WISHES, BLUEPRINTS)
-        self._buckets = {name: Bucket(self._client, name, self._patience) for name in names}
-
-    async def _make(self) -> None:
-        js = jetstream(self._client)
-        await ensure_streams(js)
-        await ensure_library_stores(js)
-        with contextlib.suppress(OutOfOrderError):  # another keeper was first
-            await self._buckets[BLUEPRINTS].put(_INCARNATION, secrets.token_hex(8).encode(), after=0)
-
-    async def _catch_up(self) -> bool:
-        """Read what is new in all buckets; True where one of them is another than before."""
-        for name, bucket in self._buckets.items():
-            changes = await bucket.catch_up()
-            if changes.lost:
-                return True
-            for value in changes.values:
-                if name == WISHES:
-                    self._view.add_wish(value)
-                elif name != BLUEPRINTS:
-                    self._view.add_word(_ROLES[name], value)
-                elif value.key == _INCARNATION:
-                    self._incarnation = value.data.decode(errors="replace")
-                else:
-                    self._view.add_blueprint(value)
-            if name == BLUEPRINTS:
-                for key in changes.removed:
-                    self._view.remove_blueprint(key)
-        return False
-
-    def _is_settled(self, statement: Statement) -> bool:
+    def is_settled(self, statement: Statement) -> bool:
+        """Whether a statement would add nothing to what was there at the last `refresh`."""
         said = [word.statement for word in self._view.words_about(statement.kernel)]
         match statement:
             case Compiled():
@@ -428,7 +160,7 @@ class Library:
                 return any(isinstance(one, Verdict) and one.digest == statement.digest for one in said)
         return statement in said
 
-    async def _change(self, key: str, change: _Change) -> None:
+    async def _change(self, key: str, change: _Change) -> bool:
         """Put what ``change`` makes of the entry under ``key``, against whoever does the same."""
         bucket = self._buckets[BLUEPRINTS]
         while True:
@@ -436,14 +168,14 @@ class Library:
             await self.refresh()
             entry = change(self._view.blueprints.get(key))
             if entry is None:
-                return
+                return False
             try:
                 await bucket.put(key, entry.model_dump_json(by_alias=True).encode(), after=last)
             except OutOfOrderError:
                 continue
             await self.refresh()
             await self._tell(LibraryEvent(kind="Blueprint", blueprint=key), f"{key}.{last}")
-            return
+            return True
 
     async def _tell(self, event: LibraryEvent, identity: str) -> None:
         """Publish an event; what it is about is in the library already, and watchers find it without."""

@@ -1,5 +1,6 @@
 """What the library holds, as one process sees it: records and index, kept up as values come in."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from esper_runtime.urza.index import KernelIndex
 from esper_runtime.urza.words import Fault, Word, hear
 
 M = TypeVar("M", bound=ContractModel)
+
+_DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,15 @@ class LibraryView:
     def faults(self) -> list[tuple[Role, Value, Fault]]:
         """The words that lie in the buckets and do not count."""
         return [(place[0], self._values[place], fault) for place, fault in sorted(self._faults.items())]
+
+    def named_digests(self) -> set[str]:
+        """Digests in the bucket of artifacts' words, also those of words that do not count: 64 hex digits, as
+        they stand there."""
+        found: set[str] = set()
+        for (role, _), value in self._values.items():
+            if role is Role.TEZZERET:
+                found.update(match.decode() for match in _DIGEST.findall(value.data))
+        return found
 
     def _hear(self, role: Role, value: Value) -> None:
         place = (role, value.sequence)
