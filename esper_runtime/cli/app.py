@@ -11,6 +11,7 @@ import click
 from esper_runtime import __version__
 from esper_runtime.cli.bench import bench
 from esper_runtime.cli.keys import keys
+from esper_runtime.cli.library import library
 from esper_runtime.cli.models import blueprint, slots
 from esper_runtime.cli.records import explain, export, report, runs, verify
 from esper_runtime.cli.replay import replay
@@ -45,7 +46,21 @@ def esper() -> None:
     """
 
 
-for _command in (run, runs, slots, blueprint, report, verify, explain, replay, export, tamiyo, keys, bench):
+for _command in (
+    run,
+    runs,
+    slots,
+    blueprint,
+    library,
+    report,
+    verify,
+    explain,
+    replay,
+    export,
+    tamiyo,
+    keys,
+    bench,
+):
     esper.add_command(_command)
 for _command in (status, stop, pause_growth, resume_growth, pin, veto, unlock):
     esper.add_command(_command)

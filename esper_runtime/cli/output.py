@@ -2,11 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -49,3 +51,19 @@ def print_json(data: Any) -> None:
 def notice(text: str) -> None:
     """Tell a person something on standard error."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, where that is a terminal; it goes away at the end.
+
+    Yields:
+        What is to be called with how much is done and how much there is.
+    """
+    shown = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), DownloadColumn() if in_bytes else MofNCompleteColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=shown, transient=True, disable=not shown.is_terminal
+    ) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
