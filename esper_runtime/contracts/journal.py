@@ -226,7 +226,7 @@ class Absorbed(ContractModel):
 
 
 class Steered(ContractModel):
-    """A person's command arrived and takes effect now; ``refused`` says why it has none.
+    """A person's command arrived and takes effect at this step's boundary; ``refused`` says why it has none.
 
     It outlives rollbacks and resumptions: what is done again from before it, is steered again at its step.
     """
@@ -237,6 +237,9 @@ class Steered(ContractModel):
     by: str
     message: str = Field(description="Id of the message; the same one takes effect once.")
     refused: str | None = None
+    effective_step: int | None = Field(
+        default=None, description="Step of the boundary at which it takes effect, where this one's is over."
+    )
 
 
 class Interrupted(ContractModel):

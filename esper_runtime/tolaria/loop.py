@@ -103,7 +103,7 @@ class Loop:
         self._command_waits = self._command_waits or self._told
         while self.step < self.total_steps and self.converged is None:
             if (reason := self._agreed_stop()) is not None:
-                self._steer()
+                self._steer(late=True)
                 return self.steering.stop or reason
             number = feed.upcoming()
             batch = feed.batch(number)
@@ -153,12 +153,13 @@ class Loop:
             self.checkpoint()
         return None
 
-    def _steer(self) -> None:
-        """Journal what people have commanded; it takes effect at this boundary."""
+    def _steer(self, late: bool = False) -> None:
+        """Journal what people have commanded; it takes effect at this boundary, or else at the next."""
         if self._group.size == 1 and self.steering.idle:
             return
         new = self.steering.arrived() if self._group.size == 1 else self._arrived_at_rank_0()
-        self.steering.apply(self.step, self.parts.model, self.record, lambda: self._journal.sequence, new)
+        model, journal = self.parts.model, self._journal
+        self.steering.apply(self.step, model, self.record, lambda: journal.sequence, new, late)
 
     def _arrived_at_rank_0(self) -> list[SteeringCommand]:
         """The commands of which the last gradients brought word: they reach rank 0 alone."""

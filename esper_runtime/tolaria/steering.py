@@ -51,12 +51,12 @@ class Steering:
         """Why a person stops the run."""
         self._inbox = inbox if inbox is not None else Inbox()
         self._journalled = [
-            (entry.sequence, entry.step, entry.event)
+            (entry.sequence, _effective(entry.event, entry.step), entry.event)
             for entry in entries
             if isinstance(entry.event, Steered) and entry.event.refused is None
         ]
         self._seen = {entry.event.message for entry in entries if isinstance(entry.event, Steered)}
-        self._due = [(step, event) for _, step, event in self._journalled]
+        self._due = [(step, event) for _, step, event in sorted(self._journalled, key=_step)]
 
     @property
     def waiting(self) -> bool:
@@ -98,6 +98,7 @@ class Steering:
         record: Callable[[Event], None],
         sequence: Callable[[], int],
         new: Sequence[SteeringCommand],
+        late: bool = False,
     ) -> None:
         """Journal ``new`` commands, and let everything take effect that is due at ``step``.
 
@@ -107,24 +108,32 @@ class Steering:
             record: writes a journal entry.
             sequence: that of the last entry.
             new: commands that have arrived.
+            late: the boundary of ``step`` is over, because the run stops behind it: what is new is due at the
+                next one, but for a stop.
         """
-        while self._due and self._due[0][0] <= step:
+        while not late and self._due and self._due[0][0] <= step:
             self._obey(self._due.pop(0)[1], step, model, record)
         for command in new:
             self._seen.add(command.id)
+            stops = command.command is Steer.STOP
             event = Steered(
                 command=command.command,
                 slot=command.slot,
                 by=command.by,
                 message=command.id,
-                refused=_why_not(command, model),
+                refused=self._why_not(command, model),
+                effective_step=step + 1 if late and not stops else None,
             )
             record(event)
-            if event.refused is None:
-                self._journalled.append((sequence(), step, event))
+            if event.refused is not None:
+                continue
+            self._journalled.append((sequence(), _effective(event, step), event))
+            if stops:
+                self.stop = f"esper stop{_by(event)}"
+            elif late:
+                self._due.append((step + 1, event))
+            else:
                 self._obey(event, step, model, record)
-                if event.command is Steer.STOP:
-                    self.stop = f"esper stop{_by(event)}"
 
     def _obey(self, event: Steered, step: int, model: Growable, record: Callable[[Event], None]) -> None:
         match event.command:
@@ -155,6 +164,19 @@ class Steering:
                 )
             case Steer.STOP:
                 pass
+
+    def _why_not(self, command: SteeringCommand, model: Growable) -> str | None:
+        """Why a command can have no effect."""
+        if command.slot is None:
+            return None
+        slot = model.slots.get(command.slot)
+        if slot is None:
+            near = nearest(command.slot, list(model.slots))
+            return f"there is no slot {command.slot!r}" + (f"; nearest: {near!r}" if near else "")
+        vetoed = any(e.command is Steer.VETO and e.slot == command.slot for _, e in self._due)
+        if command.command is Steer.UNLOCK and slot.state is not SlotState.LOCKED and not vetoed:
+            return f"slot {command.slot} is {slot.state}, not Locked"
+        return None
 
     def state(self) -> dict[str, Any]:
         """What must survive a resumption, as JSON."""
@@ -202,14 +224,10 @@ def _by(event: Steered) -> str:
     return f" by {event.by}" if event.by else " by a person"
 
 
-def _why_not(command: SteeringCommand, model: Growable) -> str | None:
-    """Why a command can have no effect."""
-    if command.slot is None:
-        return None
-    slot = model.slots.get(command.slot)
-    if slot is None:
-        near = nearest(command.slot, list(model.slots))
-        return f"there is no slot {command.slot!r}" + (f"; nearest: {near!r}" if near else "")
-    if command.command is Steer.UNLOCK and slot.state is not SlotState.LOCKED:
-        return f"slot {command.slot} is {slot.state}, not Locked"
-    return None
+def _effective(event: Steered, step: int) -> int:
+    """Step of the boundary at which a command takes effect that was journalled at ``step``."""
+    return step if event.effective_step is None else event.effective_step
+
+
+def _step(journalled: tuple[int, int, Steered]) -> int:
+    return journalled[1]

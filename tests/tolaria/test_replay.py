@@ -18,6 +18,7 @@ from esper_runtime.contracts import (
     SlotChanged,
     SlotState,
     Steer,
+    Steered,
     SteeringCommand,
 )
 from esper_runtime.kasmina import Seed
@@ -28,6 +29,7 @@ from esper_runtime.tolaria import Inbox, ReplayTrainer, Trainer
 from tests.tolaria.runs import IMMEDIATE, ISOLATED, Poisoned, Recorder, Script, digits, manifest, train
 
 STEPS = 120
+ENDED = {SeedStage.CULLED, SeedStage.CANCELLED}
 
 
 def replayed(folder, task=None):
@@ -222,3 +224,39 @@ def test_a_damaged_journal_is_refused(tmp_path):
     path.write_text(os.linesep.join(lines))
     with pytest.raises(JournalError, match="line 4"):
         replay_run(RunFolder(folder))
+
+
+class Interrupts(Script):
+    """A person who commands something and stops the run while the controller decides."""
+
+    def __init__(self, *plants, at, command, inbox):
+        super().__init__(*plants)
+        self.at, self.inbox = at, inbox
+        self.commands = [command, SteeringCommand(id="stop", run="small", command=Steer.STOP, by="a test")]
+
+    def decide(self, state):
+        if state.step == self.at:
+            self.inbox += self.commands
+        return super().decide(state)
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "second"), [(Steer.VETO, IMMEDIATE, ISOLATED), (Steer.PIN, ISOLATED, IMMEDIATE)]
+)
+def test_what_is_commanded_with_a_stop_after_the_boundary_takes_effect_at_the_next_one(
+    tmp_path, command, first, second
+):
+    plants = (25, first), (30, second), (40, IMMEDIATE)
+    recorder, _, _ = train(manifest(STEPS), tmp_path / "probe", Script(*plants), stop_at=30)
+    slot = recorder.of(SeedChanged)[0].slot if command is Steer.VETO else None
+    told = SteeringCommand(id="m", run="small", command=command, slot=slot, by="a test")
+    folder, inbox, before = tmp_path / "run", Inbox(), Recorder()
+    controller = Interrupts(*plants, at=30, command=told, inbox=inbox)
+    result = Trainer(manifest(STEPS), folder, before, controller=controller, commands=inbox).run()
+    assert (result.outcome, result.step) == ("Interrupted", 30)
+    assert [event.effective_step for event in before.of(Steered)] == [31, None]
+    after, _, _ = train(manifest(STEPS), folder, Script(*plants))
+    ended = {e.step for e in after.entries if isinstance(e.event, SeedChanged) and e.event.after in ENDED}
+    assert min(ended) == 31
+    recorded, again, _ = replayed(folder)
+    assert again == recorded
