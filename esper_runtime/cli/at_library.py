@@ -2,20 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from esper_runtime.contracts import Role
-
 if TYPE_CHECKING:
-    from esper_runtime.oona import BusAddress
+    from esper_runtime.oona import BusAddress, BusRole
     from esper_runtime.urza import Library
 
 T = TypeVar("T")
+_Work = Callable[["dict[BusRole, Library]"], Awaitable[T]]
 
 bus_option = click.option(
     "--bus",
@@ -36,12 +35,14 @@ def at_library(bus: str | None, work: "Callable[[Library], Awaitable[T]]", *, ma
         InputError: ``bus`` names none.
         BusError: the bus cannot be reached, or has no library.
     """
-    return with_speakers(bus, lambda speakers: work(speakers[Role.PLANNER]), make=make, alone=True)
+    from esper_runtime.oona import BusRole
+
+    return with_speakers(bus, lambda speakers: work(speakers[BusRole.PLANNER]), make=make, alone=True)
 
 
 def with_speakers(
     bus: str | None,
-    work: "Callable[[dict[Role, Library]], Awaitable[T]]",
+    work: "_Work[T]",
     *,
     make: bool = True,
     alone: bool = False,
@@ -64,10 +65,10 @@ def with_speakers(
     from esper_runtime.oona import BusAddress, BusRole
 
     logging.getLogger("nats").setLevel(logging.CRITICAL)
-    roles = [Role.PLANNER] if alone else list(Role)
+    roles = {BusRole.PLANNER} if alone else set(BusRole) - {BusRole.READER}
     if bus is None:
         with HomeBus("command") as own:
-            addresses = {role: own.address_of(BusRole(role.value)) for role in roles}
+            addresses = {role: own.address_of(role) for role in roles}
             return asyncio.run(_work(addresses, work, make=True))
     named = address_of(bus)
     addresses = dict.fromkeys(roles, named)
@@ -78,19 +79,18 @@ def with_speakers(
     return asyncio.run(_work(addresses, work, make))
 
 
-async def _work(
-    addresses: "dict[Role, BusAddress]", work: "Callable[[dict[Role, Library]], Awaitable[T]]", make: bool
-) -> T:
+async def _work(addresses: "Mapping[BusRole, BusAddress]", work: "_Work[T]", make: bool) -> T:
     from esper_runtime.artifact import KeyRing, esper_home
+    from esper_runtime.oona import BusRole
     from esper_runtime.urza import Library
 
     trust = KeyRing(esper_home()).trust
     async with AsyncExitStack() as stack:
         made: dict[BusAddress, Library] = {}
-        for role in sorted(addresses, key=lambda role: role is not Role.PLANNER):  # who makes it comes first
+        for role in sorted(addresses, key=lambda role: role is not BusRole.PLANNER):  # it makes the library
             address = addresses[role]
             if address not in made:
-                keeper = make and role is Role.PLANNER
+                keeper = make and role is BusRole.PLANNER
                 made[address] = await stack.enter_async_context(
                     await Library.connect(address, trust, keeper=keeper)
                 )

@@ -26,11 +26,11 @@ from esper_runtime.contracts import (
     KernelRecord,
     KernelState,
     Origin,
-    Role,
     nearest,
 )
 
 if TYPE_CHECKING:
+    from esper_runtime.oona import BusRole
     from esper_runtime.urza import Library, Lineage, Transferred
 
 
@@ -129,7 +129,7 @@ Examples:
 @bus_option
 @output_option
 def export(path: Path, bus: str | None, output: str) -> None:
-    """Write the library into one FILE: blueprints, signed words, artifacts."""
+    """Write the library into one FILE: blueprints, signed words, artifacts, field reports."""
     from esper_runtime.urza import export_library
 
     with bar("export", in_bytes=True) as progress:
@@ -156,7 +156,7 @@ def import_(path: Path, bus: str | None, output: str) -> None:
 
     with bar("check and import", in_bytes=True) as progress:
 
-        async def work(speakers: "dict[Role, Library]") -> "Transferred":
+        async def work(speakers: "dict[BusRole, Library]") -> "Transferred":
             return await import_library(path, speakers, progress)
 
         done = with_speakers(bus, work)
@@ -273,11 +273,12 @@ def archive(name: str, reason: str, bus: str | None) -> None:
 def _print_transferred(done: "Transferred", begin: str, output: str) -> None:
     if output == "json":
         counts = {"blueprints": done.blueprints, "words": done.words, "artifacts": done.artifacts}
+        counts["reports"] = done.reports
         print_json(counts | {"bytes": done.bytes, "leftOut": done.left_out})
         return
     click.echo(
         f"{begin}{done.blueprints} blueprints, {done.words} signed words, {done.artifacts} artifacts "
-        f"({done.bytes:,} bytes)"
+        f"({done.bytes:,} bytes), {done.reports} field reports"
     )
     for line in done.left_out:
         notice(f"left out: {line}")

@@ -1,6 +1,5 @@
 """Reading a bucket from where one was, and putting a value into it once."""
 
-import asyncio
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +9,8 @@ from nats.aio.client import Client
 
 from esper_runtime.contracts import BusError
 from esper_runtime.oona import OutOfOrderError, publish
-from esper_runtime.urza.steadily import jetstream, next_message, steadily, stream_info
+from esper_runtime.urza.steadily import jetstream, messages, steadily, stream_info
 from esper_runtime.urza.view import Value
-
-_WALKERS = 24
-"""So many parts of a bucket are read at the same time."""
 
 _REMOVED = ("DEL", "PURGE")
 
@@ -117,33 +113,16 @@ class Bucket:
         self._keys.clear()
 
     async def _read(self, first: int, last: int) -> Changes:
-        """All that lies at ``first`` to ``last``; several parts at a time."""
-        step = max(1, -(-(last - first + 1) // _WALKERS))
-        parts = await asyncio.gather(
-            *(self._walk(begin, min(begin + step - 1, last)) for begin in range(first, last + 1, step))
-        )
+        """All that lies at ``first`` to ``last``."""
         changes = Changes()
-        for part in parts:
-            for key, value in part:
-                self._keys.add(key)
-                if value is None:
-                    changes.removed.append(key)
-                else:
-                    changes.values.append(value)
-        return changes
-
-    async def _walk(self, first: int, last: int) -> list[tuple[str, Value | None]]:
-        found: list[tuple[str, Value | None]] = []
-        while first <= last:
-            message = await next_message(self._client, self._stream, ">", first, self._patience)
-            sequence = last + 1 if message is None else int(message.seq or 0)
-            if message is None or sequence > last or sequence < first:
-                break
+        for message in await messages(self._client, self._stream, ">", first, last, self._patience):
             key = str(message.subject).removeprefix(self._prefix)
-            removed = (message.headers or {}).get("KV-Operation") in _REMOVED
-            found.append((key, None if removed else Value(key, sequence, message.data or b"")))
-            first = sequence + 1
-        return found
+            self._keys.add(key)
+            if (message.headers or {}).get("KV-Operation") in _REMOVED:
+                changes.removed.append(key)
+            else:
+                changes.values.append(Value(key, int(message.seq), message.data or b""))
+        return changes
 
 
 class NoBucketError(BusError):

@@ -20,7 +20,7 @@ VERSION = 1
 _LINE = 65_536
 _BLOCK = 1024 * 1024
 
-Kind = Literal["blueprint", "artifact", "tezzeret", "urabrask", "planner"]
+Kind = Literal["blueprint", "artifact", "tezzeret", "urabrask", "planner", "report"]
 
 
 class Header(ContractModel):
@@ -32,10 +32,10 @@ class Header(ContractModel):
 
 
 class Entry(ContractModel):
-    """What comes next. A word has the role that said it as its kind."""
+    """What comes next. A word has the role that said it as its kind; a report is named by its subject."""
 
     kind: Kind
-    name: str = Field(min_length=1, max_length=128)
+    name: str = Field(min_length=1, max_length=256)
     bytes: int = Field(ge=0)
     sha256: Sha256
 

@@ -27,6 +27,7 @@ from esper_runtime.contracts import (
 from esper_runtime.oona import BLUEPRINTS, WISHES, OutOfOrderError, publish_event
 from esper_runtime.urza.lineage import lineage
 from esper_runtime.urza.reader import BUCKETS, LibraryReader
+from esper_runtime.urza.reports import StoredReport, put_report
 from esper_runtime.urza.words import Word
 
 _Change = Callable[[BlueprintEntry | None], BlueprintEntry | None]
@@ -137,6 +138,14 @@ class Library(LibraryReader):
                 data = wish.model_dump_json(by_alias=True).encode()
                 await bucket.put(kernel, data, after=await bucket.last(kernel))
                 return True
+
+    async def put_report(self, report: StoredReport) -> None:
+        """Publish a field report of an earlier library again.
+
+        Raises:
+            BusError: it could not be stored.
+        """
+        await put_report(self._client, report, self._patience)
 
     async def put_artifact(self, path: Path) -> str:
         """Store an artifact and return its digest; one that is there is not stored again.

@@ -38,12 +38,16 @@ from esper_runtime.urza.artifacts import ArtifactStore
 from esper_runtime.urza.bucket import Bucket, NoBucketError
 from esper_runtime.urza.index import Ranked
 from esper_runtime.urza.lineage import Lineage, lineage
+from esper_runtime.urza.reports import StoredReport, read_reports
 from esper_runtime.urza.steadily import jetstream
 from esper_runtime.urza.view import LibraryView
 from esper_runtime.urza.words import Fault, Word
 
 POLL = 1.0
 """Seconds after which a watcher looks at the library though no event came."""
+
+_AT_ONCE = 20
+"""So many values are read, and their signatures checked, before others in the event loop have their turn."""
 
 BUCKETS: Mapping[Role, str] = {
     Role.TEZZERET: COMPILED,
@@ -217,6 +221,14 @@ class LibraryReader:
         await self.refresh()
         return self._view.words()
 
+    async def reports(self) -> dict[str, StoredReport]:
+        """Field reports of trainings by the ids of their events.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        return await read_reports(self._client, self._patience)
+
     async def named_digests(self) -> set[str]:
         """Digests of artifacts that a word names, whether it counts or not.
 
@@ -309,7 +321,9 @@ class LibraryReader:
             changes = await bucket.catch_up()
             if changes.lost:
                 return True
-            for value in changes.values:
+            for number, value in enumerate(changes.values):
+                if number % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
                 if name == WISHES:
                     self._view.add_wish(value)
                 elif name != BLUEPRINTS:

@@ -18,6 +18,9 @@ T = TypeVar("T")
 NO_MESSAGE, NO_STREAM = 10037, 10059
 """Codes of the server's errors: no such message; no such stream."""
 
+_WALKERS = 24
+"""So many parts of a stream are read at the same time."""
+
 _WAIT = 0.1
 _ATTEMPT = 2.0
 
@@ -89,3 +92,28 @@ async def next_message(
         if error.err_code == NO_MESSAGE:
             return None
         raise BusError(f"{stream}: the bus has lost it ({error.description})") from error
+
+
+async def messages(
+    client: Client, stream: str, subject: str, first: int, last: int, patience: float
+) -> list[Any]:
+    """All messages of ``subject`` at ``first`` to ``last``, in their order; several parts are read at a time.
+
+    Raises:
+        BusError: as `steadily`; the stream is gone.
+    """
+    step = max(1, -(-(last - first + 1) // _WALKERS))
+
+    async def walk(begin: int, end: int) -> list[Any]:
+        found = []
+        while begin <= end:
+            message = await next_message(client, stream, subject, begin, patience)
+            if message is None or not begin <= int(message.seq) <= end:
+                break
+            found.append(message)
+            begin = int(message.seq) + 1
+        return found
+
+    starts = range(first, last + 1, step)
+    parts = await asyncio.gather(*(walk(begin, min(begin + step - 1, last)) for begin in starts))
+    return [message for part in parts for message in part]

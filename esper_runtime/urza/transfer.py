@@ -22,9 +22,11 @@ from esper_runtime.contracts import (
     Role,
     utc_now,
 )
+from esper_runtime.oona import BusRole
 from esper_runtime.urza.container import Header, Payload, Writer, read_container
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.reader import LibraryReader
+from esper_runtime.urza.reports import StoredReport
 from esper_runtime.urza.words import Word, hear
 
 Progress = Callable[[int, int], None]
@@ -41,6 +43,7 @@ class Transferred:
         blueprints: how many.
         words: how many.
         artifacts: how many.
+        reports: how many field reports of trainings.
         bytes: of the artifacts.
         left_out: what is missing and why, one line each.
     """
@@ -48,6 +51,7 @@ class Transferred:
     blueprints: int = 0
     words: int = 0
     artifacts: int = 0
+    reports: int = 0
     bytes: int = 0
     left_out: list[str] = field(default_factory=list)
 
@@ -55,7 +59,7 @@ class Transferred:
 async def export_library(
     library: LibraryReader, path: Path, progress: Progress = lambda _done, _all: None
 ) -> Transferred:
-    """Write all blueprints, all words that count and the artifacts that they name into one file.
+    """Write all blueprints, all words that count, their artifacts and all field reports into one file.
 
     Args:
         library: to export.
@@ -93,6 +97,9 @@ async def export_library(
         for role, word in words:
             writer.add(role.value, word.key, word.encoded)
             done.words += 1
+        for report in (await library.reports()).values():
+            writer.add("report", report.subject, report.data)
+            done.reports += 1
         writer.end()
     done.left_out += [
         f"{bucket}/{key}: {fault}, does not count" for bucket, key, fault in await library.faults()
@@ -101,7 +108,7 @@ async def export_library(
 
 
 async def import_library(
-    path: Path, speakers: Mapping[Role, Library], progress: Progress = lambda _done, _all: None
+    path: Path, speakers: Mapping[BusRole, Library], progress: Progress = lambda _done, _all: None
 ) -> Transferred:
     """Bring what a file holds into a library that lacks it. Nothing is replaced; twice is as good as once.
 
@@ -111,7 +118,7 @@ async def import_library(
     Args:
         path: of the file.
         speakers: the library as each role may write to it: Tezzeret's takes the artifacts, the planner's the
-            blueprints; may be the same for all.
+            blueprints, a training's the reports; may be the same for all.
         progress: see `Progress`; both readings count.
 
     Raises:
@@ -131,7 +138,8 @@ async def import_library(
             for library in set(speakers.values()):
                 await library.refresh()
             try:
-                plan = await asyncio.to_thread(_check, file, speakers[Role.PLANNER], advance)
+                plan = await asyncio.to_thread(_check, file, speakers[BusRole.PLANNER], advance)
+                plan.reports = set(await speakers[BusRole.PLANNER].reports())
                 file.seek(0)
                 return await _enter(file, speakers, plan, advance)
             except ArtifactError as error:
@@ -142,10 +150,11 @@ async def import_library(
 
 @dataclass
 class _Plan:
-    """What a checked file has that the library lacks."""
+    """What a checked file has that the library lacks; ``reports`` are those that are there."""
 
     words: set[str] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
+    reports: set[str] = field(default_factory=set)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -157,6 +166,9 @@ def _check(file: IO[bytes], library: Library, advance: Callable[[int], None]) ->
         entry = payload.entry
         if entry.kind == "blueprint":
             _blueprint(payload)
+            continue
+        if entry.kind == "report":
+            _report(payload)
             continue
         if entry.kind == "artifact":
             artifacts.add(entry.name)
@@ -181,22 +193,28 @@ def _check(file: IO[bytes], library: Library, advance: Callable[[int], None]) ->
 
 
 async def _enter(
-    file: IO[bytes], speakers: Mapping[Role, Library], plan: _Plan, advance: Callable[[int], None]
+    file: IO[bytes], speakers: Mapping[BusRole, Library], plan: _Plan, advance: Callable[[int], None]
 ) -> Transferred:
     done = Transferred(left_out=plan.left_out)
     _, entries = read_container(file, advance)
     for payload in entries:
         entry = payload.entry
         if entry.kind == "blueprint":
-            done.blueprints += await speakers[Role.PLANNER].put_entry(_blueprint(payload))
+            done.blueprints += await speakers[BusRole.PLANNER].put_entry(_blueprint(payload))
         elif entry.kind == "artifact":
-            if entry.name in plan.digests and await _put_artifact(payload, speakers[Role.TEZZERET]):
+            if entry.name in plan.digests and await _put_artifact(payload, speakers[BusRole.TEZZERET]):
                 done.artifacts += 1
                 done.bytes += entry.bytes
+        elif entry.kind == "report":
+            report = _report(payload)
+            if report.identity not in plan.reports:
+                plan.reports.add(report.identity)
+                await speakers[BusRole.TRAINING].put_report(report)
+                done.reports += 1
         elif entry.name in plan.words:
-            word, over = _word(payload, speakers[Role.PLANNER].trust)
+            word, over = _word(payload, speakers[BusRole.PLANNER].trust)
             if not over:
-                await speakers[Role(entry.kind)].put_word(Role(entry.kind), word)
+                await speakers[BusRole(entry.kind)].put_word(Role(entry.kind), word)
                 done.words += 1
     return done
 
@@ -222,6 +240,13 @@ def _blueprint(payload: Payload) -> BlueprintEntry:
     if not identity == entry.blueprint == name:
         raise ArtifactError(f"blueprint {name}: its graph is {identity}")
     return entry
+
+
+def _report(payload: Payload) -> StoredReport:
+    try:
+        return StoredReport.read(payload.entry.name, payload.read(_LARGEST_WORD))
+    except InputError as error:
+        raise ArtifactError(f"report {error}") from None
 
 
 def _word(payload: Payload, trust: Trust) -> tuple[Word, str]:

@@ -10,7 +10,16 @@ import pytest
 
 from esper_runtime.artifact import KeyRing
 from esper_runtime.blueprint import catalogue
-from esper_runtime.contracts import ArtifactError, InputError, KernelState, Role, canonical_json
+from esper_runtime.contracts import (
+    ArtifactError,
+    CloudEvent,
+    EventType,
+    FieldReport,
+    InputError,
+    KernelState,
+    Role,
+    canonical_json,
+)
 from esper_runtime.oona import BundledServer, BusRole
 from esper_runtime.urza import Library, Transferred, export_library, import_library
 from tests.oona.bus import kill
@@ -20,9 +29,26 @@ from tests.urza.sayings import BLUEPRINT, artifact, compiled, kernel_spec, rulin
 SPEC, OTHER = kernel_spec(), kernel_spec(flags=("other",))
 
 
-def everything(library: Library) -> dict[Role, Library]:
+def everything(library: Library) -> dict[BusRole, Library]:
     """One connection that may say everything."""
-    return dict.fromkeys(Role, library)
+    return dict.fromkeys(BusRole, library)
+
+
+async def say_report(library: Library, number: int, digest: str) -> None:
+    """A training tells what a kernel did."""
+    told = FieldReport(
+        kernel=SPEC.kernel_id,
+        digest=digest,
+        blueprint=SPEC.blueprint,
+        run=f"run-{number}",
+        seed="s0",
+        slot="layers.0",
+        outcome="Fossilized",
+        steps=100,
+        parameters=64,
+    )
+    event = CloudEvent.new(EventType.REPORT, "/runs/local/x", told, f"report-{number}")
+    await js(library).publish(f"esper.run.local.run-{number}.report", event.encoded())
 
 
 async def fill(library: Library, keyring: KeyRing, folder: Path) -> str:
@@ -36,6 +62,8 @@ async def fill(library: Library, keyring: KeyRing, folder: Path) -> str:
         await say(library, keyring, compiled(spec, digest, path.stat().st_size), verdict(spec, digest))
         digests.append(digest)
     await say(library, keyring, ruling(OTHER, "Superseded", 1, by=SPEC.kernel_id))
+    for number in range(3):
+        await say_report(library, number, digests[0])
     assert identity in await library.blueprints()
     return digests[0]
 
@@ -48,6 +76,7 @@ def exported(server: BundledServer, keyring: KeyRing, tmp_path: Path) -> Path:
         await fill(library, keyring, tmp_path)
         done = await export_library(library, tmp_path / "library.esper")
         assert (done.blueprints, done.words, done.artifacts, done.left_out) == (2, 5, 2, [])
+        assert done.reports == 3
 
     with_library(server, keyring.trust, work)
     server.stop()
@@ -73,6 +102,8 @@ def test_a_library_comes_back_from_its_file_and_twice_is_as_good_as_once(
         seen: list[tuple[int, int]] = []
         done = await import_library(exported, everything(library), lambda *at: seen.append(at))
         assert (done.blueprints, done.words, done.artifacts, done.left_out) == (2, 5, 2, [])
+        assert done.reports == 3
+        assert list(await library.reports()) == [f"report-{number}" for number in range(3)]
         assert seen[-1][0] == seen[-1][1] - 2 * len(exported.read_bytes().splitlines(keepends=True)[-1])
         before = await state(library)
         records = await library.records()
@@ -97,12 +128,12 @@ def test_each_role_of_a_guarded_bus_brings_its_own(
     exported: Path, guarded: BundledServer, keyring: KeyRing
 ) -> None:
     async def work(library: Library) -> None:
-        roles = {Role.TEZZERET: BusRole.TEZZERET, Role.URABRASK: BusRole.URABRASK}
         speakers = {
-            role: await Library.connect(guarded.address_of(own), keyring.trust) for role, own in roles.items()
+            role: await Library.connect(guarded.address_of(role), keyring.trust)
+            for role in (BusRole.TEZZERET, BusRole.URABRASK, BusRole.TRAINING)
         }
-        done = await import_library(exported, speakers | {Role.PLANNER: library})
-        assert (done.blueprints, done.words, done.artifacts) == (2, 5, 2)
+        done = await import_library(exported, speakers | {BusRole.PLANNER: library})
+        assert (done.blueprints, done.words, done.artifacts, done.reports) == (2, 5, 2, 3)
         for one in speakers.values():
             await one.close()
 
@@ -186,6 +217,7 @@ def _drop_words(entries: list[tuple[dict, bytes]]) -> None:
         (_replace("urabrask", b"0.1", b"0.0"), "does not belong to this statement"),
         (_replace("blueprint", b'"relu"', b'"exec"'), "blueprint bp-"),
         (_replace("blueprint", b'"relu"', b'"silu"'), "its graph is bp-"),
+        (_replace("report", b'"steps":100', b'"steps":-1'), "not a field report"),
         (_replace("artifact", b"parts", b"Parts"), "has the digest"),
         (_as_urabrask, "urabrask must have signed it"),
         (_rename("urabrask"), "is that of"),
