@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -171,11 +172,13 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     the kernel, which is another one on CUDA."""
     if not training or not 0.0 < p < 1.0:
         return F.dropout(input, p, training, inplace)
-    like = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device)
-    if input.is_cuda:
-        noise, _ = torch.native_dropout(like.fill_(1.0), p, True)
-    else:
-        noise = torch.empty_like(like).bernoulli_(1.0 - p).div_(1.0 - p)
+    order = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device)
+    ones = torch.ones_like(order)  # dense, and in memory in the order of the input
+    with temporarily_pop_interpreter_stack():  # the kernels' own draws, not those that vmap has instead
+        if ones.is_cuda:
+            noise, _ = torch.native_dropout(ones, p, True)
+        else:
+            noise = torch.empty_like(ones).bernoulli_(1.0 - p).div_(1.0 - p)
     return input.mul_(noise) if inplace else input * noise
 
 
