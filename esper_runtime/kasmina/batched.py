@@ -129,10 +129,11 @@ class Choir:
         self.members: list[Seed] = []
         self._batches: dict[str, Batch | None] = {}
         self._ready: dict[str, Tensor] = {}
+        self._alone: set[str] = set()
         self._read: ReferenceType[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_batches": {}, "_ready": {}, "_read": None}
+        return {**vars(self), "_batches": {}, "_ready": {}, "_alone": set(), "_read": None}
 
     def join(self, seed: Seed, order: list[str]) -> None:
         """Take a seed up; ``order`` are the ids of all living seeds in the order of germination."""
@@ -144,6 +145,7 @@ class Choir:
         self.members = [member for member in self.members if member is not seed]
         self._batches.pop(seed.blueprint_id, None)
         self._ready.clear()
+        self._alone.clear()
 
     def contribute(self, seed: Seed, x: Tensor, value: Tensor) -> Tensor | None:
         """`Seed.contribute` for one of the members, in the order in which they add."""
@@ -153,13 +155,23 @@ class Choir:
             ready = self._ready.pop(seed.identity, None)
             if ready is not None:
                 return ready
+            if seed.identity in self._alone:
+                self._alone.remove(seed.identity)
+                return seed.contribute(x, value)
         alike = [m for m in self.members if m.blueprint_id == seed.blueprint_id]
         group = [member for member in alike if member.alpha > 0 and member.failure is None]
         batch = self._batch(seed.blueprint_id, [member.body for member in group])
-        found = None if batch is None else contributions(batch, group, x, value)
-        if found is None or seed not in group:
+        if batch is None or seed not in group:
             return seed.contribute(x, value)
+        found = contributions(batch, group, x, value)
+        if self._read is None or self._read() is not x:
+            self._alone.clear()
         self._read = ref(x)
+        if found is None:  # the others are not to be tried together again: some have had their pass by then
+            self._alone |= {member.identity for member in group}
+            self._alone.remove(seed.identity)
+            return seed.contribute(x, value)
+        self._alone -= {member.identity for member in group}
         self._ready |= {member.identity: y for member, y in zip(group, found, strict=True)}
         return self._ready.pop(seed.identity)
 

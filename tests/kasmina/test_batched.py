@@ -368,14 +368,16 @@ def test_gradients_add_up_where_only_some_were_dropped() -> None:
             body.zero_grad(set_to_none=True)
 
 
-def test_a_failing_one_among_a_stack_leaves_the_others_buffers_as_by_themselves() -> None:
-    model, x = crowd(count=MANY)
+@pytest.mark.parametrize("count", [MANY, MANY + 2], ids=["too few are left", "enough are left"])
+def test_a_failing_one_among_a_stack_leaves_the_others_buffers_as_by_themselves(count: int) -> None:
+    model, x = crowd(count=count)
     learn(model, x, sgd(model))
     with torch.no_grad():
         next(iter(model.seed("s6").body.parameters()))[0, 0] = float("inf")
     twin = alone(model)
-    learn(model, x, sgd(model))
-    learn(twin, x, sgd(twin))
+    for _ in range(2):
+        learn(model, x, sgd(model))
+        learn(twin, x, sgd(twin))
     assert [seed.identity for seed in model.seeds if seed.failure] == ["s6"]
     for one, other in zip(model.seeds, twin.seeds, strict=True):
         if one.failure is None:
