@@ -346,7 +346,7 @@ class KernelQuery(ContractModel):
     pipelines: frozenset[Pipeline] | None = None
     blueprints: frozenset[str] | None = Field(default=None, description="Ids; None for all.")
     most_latency_us: float | None = Field(default=None, gt=0)
-    most_bytes: int | None = Field(default=None, gt=0)
+    most_bytes: int | None = Field(default=None, gt=0, description="Of memory, at its peak.")
     most_parameters: int | None = Field(default=None, gt=0)
     most_risk: float | None = Field(default=None, ge=0, le=1)
     best: int = Field(default=20, ge=1, le=1000)

@@ -130,13 +130,13 @@ class Library(LibraryReader):
         kernel = wish.spec.kernel_id
         bucket = self._buckets[WISHES]
         while True:
+            last = await bucket.last(kernel)  # before what is decided upon is read
             await self.refresh()
             known = self._view.wishes.get(kernel)
             if known is not None and (known.urgent or not wish.urgent):
                 return False
             with contextlib.suppress(OutOfOrderError):
-                data = wish.model_dump_json(by_alias=True).encode()
-                await bucket.put(kernel, data, after=await bucket.last(kernel))
+                await bucket.put(kernel, wish.model_dump_json(by_alias=True).encode(), after=last)
                 return True
 
     async def put_report(self, report: StoredReport) -> None:
@@ -173,7 +173,7 @@ class Library(LibraryReader):
         """Put what ``change`` makes of the entry under ``key``, against whoever does the same."""
         bucket = self._buckets[BLUEPRINTS]
         while True:
-            last = await bucket.last(key)
+            last = await bucket.last(key)  # before what is decided upon is read
             await self.refresh()
             entry = change(self._view.blueprints.get(key))
             if entry is None:

@@ -20,6 +20,7 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.oona import BundledServer, BusAddress, BusRole
 from esper_runtime.urza import Fault, Library, NoBucketError, word_key
+from esper_runtime.urza.bucket import Bucket
 from tests.oona.bus import messages
 from tests.urza.libraries import put_raw, say, with_library
 from tests.urza.sayings import (
@@ -289,6 +290,32 @@ def test_a_wish_that_becomes_urgent_is_said_again(server: BundledServer, keyring
         wishes = [KernelWish(spec=SPEC), KernelWish(spec=SPEC), KernelWish(spec=SPEC, urgent=True)]
         assert [await library.wish(one) for one in (*wishes, wishes[0])] == [True, False, True, False]
         assert (await library.wishes())[SPEC.kernel_id].urgent
+
+    with_library(server, keyring.trust, work)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_urgent_wish_is_not_overtaken_by_one_that_is_not(
+    server: BundledServer, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    async def work(library: Library) -> None:
+        other = await Library.connect(server.address, keyring.trust)
+        real = Bucket.last
+
+        async def last(bucket: Bucket, key: str) -> int:
+            """The other's wish comes just before or just after one looks what there is."""
+            monkeypatch.setattr(Bucket, "last", real)
+            if when == "before":
+                await other.wish(KernelWish(spec=SPEC, urgent=True))
+            found = await real(bucket, key)
+            if when == "after":
+                await other.wish(KernelWish(spec=SPEC, urgent=True))
+            return found
+
+        monkeypatch.setattr(Bucket, "last", last)
+        assert await library.wish(KernelWish(spec=SPEC)) is False
+        assert (await library.wishes())[SPEC.kernel_id].urgent
+        await other.close()
 
     with_library(server, keyring.trust, work)
 
