@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.line import bar
 from esper_runtime.contracts import Finished, JournalError
 from esper_runtime.local import RunFolder
-from esper_runtime.local.children import free_port
+from esper_runtime.local.children import Port
 from esper_runtime.local.processes import ProcessRecord, read_table
 from esper_runtime.nissa import read_journal, verify_journal
 from esper_runtime.oona import BundledServer, BusAddress, connect
@@ -151,8 +151,10 @@ def killed(place: Path) -> None:
 
 def never(place: Path) -> None:
     """Nobody ever listens."""
-    run = Run.start(place, "--bus", f"nats://127.0.0.1:{free_port()}")
+    port = Port()
+    run = Run.start(place, "--bus", f"nats://127.0.0.1:{port.number}")
     code = run.process.wait()
+    port.close()
     found = DROPPED.search(run.said.read_text())
     produced, delivered, dropped = (
         (int(text.replace(",", "")) for text in found.groups()) if found else (0, 0, -1)
@@ -170,7 +172,8 @@ def never(place: Path) -> None:
 
 def late(place: Path) -> None:
     """Somebody listens only from the middle of the run on."""
-    address = BusAddress(url=f"nats://127.0.0.1:{free_port()}", token=secrets.token_urlsafe(32))
+    port = Port()
+    address = BusAddress(url=f"nats://127.0.0.1:{port.number}", token=secrets.token_urlsafe(32))
     store = place.with_name("late-bus")
     store.mkdir()
     file = place.with_name("address.json")
@@ -185,6 +188,7 @@ def late(place: Path) -> None:
         checks, detail = compare(run, address)
     finally:
         server.stop()
+        port.close()
     report(
         "bus away for the first half of a run",
         {"exit code 0": code == 0, "run complete": run.complete, **checks},

@@ -123,9 +123,19 @@ def _pump(pipe: IO[bytes], stream: IO[str]) -> None:
             stream.write(line.decode(errors="replace"))
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+class Port:
+    """A TCP port of this machine, kept for whoever is to listen on it until it is let go.
+
+    It is bound, but nobody listens. Who binds it with SO_REUSEADDR, as nats-server and torch do, can listen
+    there; the system gives it to no other.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.number: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Let it go; twice is as good as once."""
+        self._socket.close()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from esper_runtime.local.processes import ProcessRecord, record_of
 from esper_runtime.oona import BundledServer, BusAddress
 from esper_runtime.planning import GiveUp, Restart, RestartPolicy, how_it_ended, plan_helper
 
+STARTING_SECONDS = 0.05
+"""How often it is seen to whether a helper that starts has started."""
 STEADY_SECONDS = 10.0
 """A helper that ran for so long has started well: its end is no sign that it cannot run."""
 
@@ -24,6 +27,10 @@ class Process(Protocol):
 
     def ended(self) -> str | None:
         """How it ended, in words; None while it runs."""
+        ...
+
+    def give_up(self) -> None:
+        """Let a start that is under way in another thread come to its end soon, whatever that is."""
         ...
 
     def stop(self) -> None:
@@ -57,6 +64,10 @@ class BusProcess:
         """That it is gone; None while it runs."""
         return None if self._server.is_alive() else "its process is gone"
 
+    def give_up(self) -> None:
+        """Wait no longer until it is ready."""
+        self._server.give_up()
+
     def stop(self) -> None:
         """End it; its streams stay."""
         self._server.stop()
@@ -86,6 +97,9 @@ class ServiceProcess:
         code = None if self._child is None else self._child.ended
         return None if code is None else f"{how_it_ended(code)} (see {self._log})"
 
+    def give_up(self) -> None:
+        """It starts at once."""
+
     def stop(self) -> None:
         """Reap it where it was ended already, else end it."""
         if self._child is not None:
@@ -93,7 +107,7 @@ class ServiceProcess:
 
 
 class Helper:
-    """A process without which the training goes on.
+    """A process without which the training goes on, started in a thread of its own: nobody waits for it.
 
     Args:
         name: what a person calls it.
@@ -112,23 +126,33 @@ class Helper:
         self._fruitless = 0
         self._since = 0.0
         self._due: float | None = 0.0
+        self._thread = ThreadPoolExecutor(1)
+        self._starting: Future[ProcessRecord] | None = None
 
     def look(self, say: Callable[[str], None]) -> bool:
-        """Start it where it is due, and note where it has ended; True when something changed."""
+        """Start it where it is due, and note where it has started or ended; True when something changed."""
+        if self._starting is not None:
+            return self._has_started(self._starting, say)
         if self.record is None:
-            if self._due is None or time.monotonic() < self._due:
-                return False
-            self._since = time.monotonic()
-            try:
-                self.record = self._process.start()
-            except (EsperError, OSError) as error:
-                self._plan(str(error), say)
-            return True
+            if self._due is not None and time.monotonic() >= self._due:
+                self._since = time.monotonic()
+                self._starting = self._thread.submit(self._process.start)
+            return False
         how = self._process.ended()
         if how is None:
             return False
         self.record = None
         self._plan(how, say)
+        return True
+
+    def _has_started(self, starting: Future[ProcessRecord], say: Callable[[str], None]) -> bool:
+        if not starting.done():
+            return False
+        self._starting = None
+        try:
+            self.record = starting.result()
+        except (EsperError, OSError) as error:
+            self._plan(str(error), say)
         return True
 
     def _plan(self, how: str, say: Callable[[str], None]) -> None:
@@ -142,10 +166,14 @@ class Helper:
                 say(f"{self._name}: {why}. {self._without}")
 
     def stop(self) -> None:
-        """End it."""
+        """End it, also while it starts."""
+        self._process.give_up()
+        self._thread.shutdown()
         self._process.stop()
-        self.record = None
+        self.record = self._starting = None
 
     def wakes_in(self) -> float | None:
-        """Seconds until it is due to be started, None where it is not."""
+        """Seconds until it is due to be started or may have started, None where it runs or never will."""
+        if self._starting is not None:
+            return STARTING_SECONDS
         return None if self.record is not None or self._due is None else self._due - time.monotonic()

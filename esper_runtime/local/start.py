@@ -2,12 +2,13 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from esper_runtime.contracts import InputError, MorphogeneticRun
-from esper_runtime.local.children import esper_command, free_port
+from esper_runtime.local.children import Port, esper_command
 from esper_runtime.local.folder import RunFolder
 from esper_runtime.local.helpers import BusProcess, Helper, ServiceProcess
 from esper_runtime.local.supervisor import Job, supervise
@@ -49,32 +50,33 @@ def supervise_manifest(
     serving = str(run.spec.growth.controller.placement) == "Service"
     if serving and bus is None:
         raise InputError("spec.growth.controller.placement is Service, which needs a bus: leave out --no-bus")
-    helpers: list[Helper] = []
-    address = None
-    environment = {BUS_VARIABLE: ""}  # also where the person's own names one
-    if bus is not None:
-        address = address_of(bus) if bus else _own_address()
-        environment[BUS_VARIABLE] = str(folder.bus_address.resolve())
-        if not bus:
-            helpers.append(Helper("bus", BusProcess(folder.bus_store, address), NO_BUS))
-        if serving:
-            command = [*esper_command(), "tamiyo", "serve"]
-            service = ServiceProcess("controller", command, environment, folder.logs / "controller.log")
-            helpers.append(Helper("controller service", service, NO_SERVICE))
-    return supervise(
-        Job(
-            folder=folder,
-            command=(*esper_command(), "run", str(manifest), "--runs-dir", str(runs_dir), *options),
-            ranks=workers.count * workers.processes_per_worker,
-            ranks_per_worker=workers.processes_per_worker,
-            grace_seconds=run.spec.checkpoint.grace_seconds,
-            say=say,
-            once=("--fresh",) if fresh else (),
-            address=address,
-            environment=environment,
-            helpers=helpers,
+    with ExitStack() as held:
+        helpers: list[Helper] = []
+        address = None
+        environment = {BUS_VARIABLE: ""}  # also where the person's own names one
+        if bus is not None:
+            address = address_of(bus) if bus else _own_address(held.enter_context(closing(Port())))
+            environment[BUS_VARIABLE] = str(folder.bus_address.resolve())
+            if not bus:
+                helpers.append(Helper("bus", BusProcess(folder.bus_store, address), NO_BUS))
+            if serving:
+                command = [*esper_command(), "tamiyo", "serve"]
+                service = ServiceProcess("controller", command, environment, folder.logs / "controller.log")
+                helpers.append(Helper("controller service", service, NO_SERVICE))
+        return supervise(
+            Job(
+                folder=folder,
+                command=(*esper_command(), "run", str(manifest), "--runs-dir", str(runs_dir), *options),
+                ranks=workers.count * workers.processes_per_worker,
+                ranks_per_worker=workers.processes_per_worker,
+                grace_seconds=run.spec.checkpoint.grace_seconds,
+                say=say,
+                once=("--fresh",) if fresh else (),
+                address=address,
+                environment=environment,
+                helpers=helpers,
+            )
         )
-    )
 
 
 def address_of(text: str) -> BusAddress:
@@ -91,5 +93,5 @@ def address_of(text: str) -> BusAddress:
         raise InputError(f"--bus: {error.errors(include_input=False)[0]['msg']}") from None
 
 
-def _own_address() -> BusAddress:
-    return BusAddress(url=f"nats://127.0.0.1:{free_port()}", token=secrets.token_urlsafe(32))
+def _own_address(port: Port) -> BusAddress:
+    return BusAddress(url=f"nats://127.0.0.1:{port.number}", token=secrets.token_urlsafe(32))

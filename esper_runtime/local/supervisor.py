@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esper_runtime.contracts import Checkpointed, Interrupted, Resumed, Started, Steer, Steered
-from esper_runtime.local.children import SUPERVISED, Child, free_port, start_child
+from esper_runtime.local.children import SUPERVISED, Child, Port, start_child
 from esper_runtime.local.folder import RunFolder
 from esper_runtime.local.helpers import Helper
 from esper_runtime.local.processes import (
@@ -106,6 +106,7 @@ class _Supervision:
         self._lock = lock
         self._me = record_of("supervisor", os.getpid())
         self._ranks: list[Child] = []
+        self._port: Port | None = None
         self._asked = 0
         self._deadline: float | None = None
         self._fruitless = 0
@@ -161,11 +162,14 @@ class _Supervision:
     def _start_ranks(self, again: bool) -> None:
         job = self._job
         command = [*job.command, *(() if again else job.once)]
+        before, self._port = self._port, Port()  # another one: who is left of the last group may hold its own
+        if before is not None:
+            before.close()
         group = {
             **job.environment,
             SUPERVISED: "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(self._port.number),
             "WORLD_SIZE": str(job.ranks),
             "LOCAL_WORLD_SIZE": str(job.ranks_per_worker),
         }
@@ -241,6 +245,8 @@ class _Supervision:
         end_in_order([rank.record for rank in self._ranks if rank.ended is None], LATE_SECONDS)
         for rank in self._ranks:
             rank.wait(LATE_SECONDS)
+        if self._port is not None:
+            self._port.close()
         for helper in reversed(self._job.helpers):
             helper.stop()
         self._job.folder.bus_address.unlink(missing_ok=True)

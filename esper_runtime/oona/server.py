@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Self
@@ -56,6 +57,7 @@ class BundledServer:
         self._child: subprocess.Popen[bytes] | None = None
         self._process: psutil.Process | None = None
         self._address: BusAddress | None = None
+        self._given_up = threading.Event()
 
     @property
     def address(self) -> BusAddress:
@@ -139,6 +141,10 @@ class BundledServer:
         address = self.address
         self.stop()
         return self._launch(address)
+
+    def give_up(self) -> None:
+        """From another thread: a `start` that waits until the server is ready raises `BusError` instead."""
+        self._given_up.set()
 
     def is_alive(self) -> bool:
         """Whether the process that was started or taken over still runs."""
@@ -271,7 +277,8 @@ jetstream {{
             greeting = greet(address)
             if greeting is not None and greeting.name == name and greeting.accepted:
                 return greeting
-            time.sleep(0.01)
+            if self._given_up.wait(0.01):
+                raise BusError(f"nats-server on {address.url} was given up before it was ready")
         raise BusError(
             f"nats-server was not ready after {self._patience:g} s on {address.url}: {self._last_words()}"
         )
