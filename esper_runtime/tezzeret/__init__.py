@@ -5,5 +5,6 @@ It makes and signs; whether the result may run in a training is for Urabrask to 
 
 from esper_runtime.tezzeret.make import make
 from esper_runtime.tezzeret.standard import Builder
+from esper_runtime.tezzeret.worker import Made, serve
 
-__all__ = ["Builder", "make"]
+__all__ = ["Builder", "Made", "make", "serve"]

@@ -5,8 +5,11 @@ an empty folder, with limits on time, memory, processes and files, and without a
 an archive in its one allowed form, with the names that are expected and no others.
 """
 
+import os
 import re
+import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +75,14 @@ class Builder:
             if self._sandbox is not None:
                 self._sandbox.close()
                 self._sandbox = None
+
+    def interrupt(self) -> None:
+        """End a build that another thread waits for: it raises `SandboxError` there."""
+        sandbox = self._sandbox
+        warm = sandbox.pid if sandbox is not None else None
+        if warm is not None:
+            with suppress(ProcessLookupError):
+                os.kill(warm, signal.SIGKILL)
 
     def build(self, spec: KernelSpec, blueprint: Blueprint) -> Built:
         """Compile a kernel's parts.
