@@ -3,7 +3,7 @@
 A `Sandbox` keeps a warm process that forks one limited process for each job and watches it from outside."""
 
 from esper_runtime.sandbox.job import Workspace
-from esper_runtime.sandbox.limits import Frame, Limits, Outcome, Profile, Violation
+from esper_runtime.sandbox.limits import MIB, Frame, Limits, Outcome, Profile, Violation
 from esper_runtime.sandbox.warm import Sandbox
 
-__all__ = ["Frame", "Limits", "Outcome", "Profile", "Sandbox", "Violation", "Workspace"]
+__all__ = ["MIB", "Frame", "Limits", "Outcome", "Profile", "Sandbox", "Violation", "Workspace"]

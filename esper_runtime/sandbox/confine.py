@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import socket
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def confine(
     if room.root is not None:
         scratch = namespaces.SCRATCH
     os.chdir(scratch)
-    os.environ["TMPDIR"] = os.environ["HOME"] = str(scratch)
+    os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = str(scratch)
     _limit(task, uid, space)
     if uid is not None:
         os.setgroups([])

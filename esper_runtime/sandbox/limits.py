@@ -53,12 +53,14 @@ class Frame:
         seconds: since the job began.
         resident: memory of the job's process in bytes.
         peak: the most that was resident until then.
+        mapped: address space of its first process in bytes.
     """
 
     data: bytes
     seconds: float
     resident: int
     peak: int
+    mapped: int
 
 
 @dataclass(frozen=True)

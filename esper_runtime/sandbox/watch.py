@@ -72,6 +72,7 @@ class Watch:
     _taken: int = 0
     _listener: int = -1
     _first: int = -1
+    _mapped: int = 0
 
     def run(self) -> Outcome:
         """Watch until the process is gone; every descriptor is closed then."""
@@ -182,7 +183,8 @@ class Watch:
             elif kind == REFUSED:
                 self.refused = body.decode()
         elif kind == DATA:
-            self.frames.append(Frame(body, time.monotonic() - self._begun, resident, self.peak))
+            seconds = time.monotonic() - self._begun
+            self.frames.append(Frame(body, seconds, resident, self.peak, self._mapped))
         elif kind == RESULT:
             self.result = body
         elif kind == ERROR:
@@ -218,9 +220,13 @@ class Watch:
         total = 0
         for pid in self._members():
             try:
-                resident = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-            except (OSError, IndexError):
+                mapped, resident = (
+                    int(pages) * _PAGE for pages in Path(f"/proc/{pid}/statm").read_bytes().split()[:2]
+                )
+            except (OSError, ValueError):
                 continue
+            if pid == self.pid and mapped:
+                self._mapped = mapped
             total += resident
         self.peak = max(self.peak, total)
         if self._first >= 0 and total - self._first > self.limits.memory:

@@ -1,0 +1,265 @@
+"""The part of the gauntlet that runs in the sandbox: loads the artifact, runs it, and sends home what came out.
+
+It judges nothing that its parent can judge from raw bytes.
+"""
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper_runtime.artifact import Trust, TrustList, open_artifact
+from esper_runtime.blueprint import catalogue, load_blueprint, sample_slots
+from esper_runtime.blueprint.builder import build
+from esper_runtime.contracts import EsperError, Interface, InterfaceKind, KernelInterface, Pipeline, Signed
+from esper_runtime.kasmina.kernels import Kernel, load
+from esper_runtime.sandbox import Workspace
+from esper_runtime.urabrask import passes, timing
+from esper_runtime.urabrask.exchange import pack, unpack
+from esper_runtime.urabrask.trials import RANDOM, SEED, dtype_of, shape_of
+
+ARCHIVE = "kernel"
+CALLS = 12
+"""In each of the two halves of the search for leaks."""
+
+_WARM_CALLS = 8
+
+
+class FaultError(Exception):
+    """A check failed in a way that leaves nothing to send; the text begins with the check's name."""
+
+
+def warm(payload: bytes, workspace: Workspace) -> bytes:
+    """Use every operator of the catalogue once, so that nothing is loaded late."""
+    torch.set_num_threads(1)
+    for name in catalogue():
+        blueprint = load_blueprint(name)
+        slots = KernelInterface(
+            kind=blueprint.interface,
+            least_in=1,
+            most_in=16,
+            least_out=1,
+            most_out=16,
+            stride=() if blueprint.interface is InterfaceKind.FEATURES else (1,) * _axes(blueprint.interface),
+        )
+        for slot in sample_slots(blueprint, slots)[:1]:
+            x = torch.ones(shape_of(slot, 2))
+            passes.run(build(blueprint, slot, SEED), x, torch.ones(shape_of(slot, 2, out=True)))
+    pack({}, {"warm": torch.ones(1)})
+    _facts()
+    _allocated()
+    return b""
+
+
+def _axes(kind: InterfaceKind) -> int:
+    return 2 if kind is InterfaceKind.IMAGE else 1
+
+
+def exercise(payload: bytes, workspace: Workspace) -> bytes:
+    """Run the artifact through all trials; a frame for each stage and for each trial's tensors.
+
+    Raises:
+        FaultError: where a check failed so that there is nothing to compare.
+    """
+    header, tensors = unpack(payload)
+    before = _facts()
+    stage(workspace, "load")
+    kernel = _load(header, workspace)
+    for number, said in enumerate(header["trials"]):
+        given = _of_trial(tensors, number)
+        slot = Interface.model_validate(said["slot"])
+        module, eager = _modules(kernel, slot)
+        stage(workspace, "run")
+        _try(workspace, number, module, given, said, kernel)
+    _compare_facts(before)
+    measured = header["measured"]
+    slot = Interface.model_validate(header["trials"][measured]["slot"])
+    given = _of_trial(tensors, measured)
+    module, eager = _modules(kernel, slot)
+    for each in {id(module): module, id(eager): eager}.values():
+        _set_weights(each, given)
+    module.eval()
+    eager.eval()
+    gradient = given["gradient"] if header["trains"] else None
+    stage(workspace, "leaks")
+    _search_leaks(workspace, module, given["x." + RANDOM], gradient)
+    stage(workspace, "time")
+    _measure(workspace, module, eager, given["x." + RANDOM], gradient, header["seconds"])
+    _compare_facts(before)
+    return b"done"
+
+
+def stage(workspace: Workspace, name: str) -> None:
+    """Say what comes next, so that an end without a word can be put down to it."""
+    workspace.send(pack({"stage": name}))
+
+
+def _load(header: dict[str, Any], workspace: Workspace) -> Kernel:
+    trust = Trust(TrustList.model_validate(header["trust"]))
+    compiled = Signed.model_validate(header["compiled"])
+    try:
+        return load(open_artifact(workspace.folder / ARCHIVE, compiled, None, trust, validated=False))
+    except EsperError as error:
+        raise FaultError(f"load: {error}") from error
+
+
+def _modules(kernel: Kernel, slot: Interface) -> tuple[nn.Module, nn.Module]:
+    """The module under test and the eager one, in the slot's dtype, at birth."""
+    try:
+        eager = kernel.body(slot, SEED).to(dtype_of(slot))
+        return (eager, eager) if kernel.spec.pipeline is Pipeline.FAST else (kernel.twin(eager), eager)
+    except EsperError as error:
+        raise FaultError(f"load: {error}") from error
+
+
+def _of_trial(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    prefix = f"{number}."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _set_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
+    weights = {name.removeprefix("w."): value for name, value in given.items() if name.startswith("w.")}
+    module.load_state_dict(weights)
+
+
+def _run(module: nn.Module, x: Tensor, gradient: Tensor | None, parameters: bool = True) -> passes.Pass:
+    try:
+        done = passes.run(module, x, gradient, parameters)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise FaultError(f"run: {type(error).__name__}: {error}") from error
+    _check_place(done.output, x, "the output")
+    for name, value in done.gradients.items():
+        _check_place(value, x, f"the gradient of {name}")
+    return done
+
+
+def _check_place(tensor: Tensor, x: Tensor, what: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise FaultError(f"shape: {what} is no tensor")
+    if tensor.device != x.device or tensor.layout is not torch.strided:
+        raise FaultError(f"device: {what} is on {tensor.device} ({tensor.layout}); the input is on {x.device}")
+
+
+def _try(
+    workspace: Workspace,
+    number: int,
+    module: nn.Module,
+    given: dict[str, Tensor],
+    said: dict[str, Any],
+    kernel: Kernel,
+) -> None:
+    """One trial: everything that comes out of it is sent as it is."""
+    trains, full = said["trains"], said["full"]
+    gradient = given["gradient"] if trains else None
+    x = given["x." + RANDOM]
+    sent: dict[str, Tensor] = {}
+    module.eval()
+    sent["birth.y"] = _run(module, x.clone(), None).output
+    if full:
+        sent |= {f"birth.s.{name}": value for name, value in module.state_dict().items()}
+    _set_weights(module, given)
+    for name, value in given.items():
+        if name.startswith("x."):
+            everything = name == "x." + RANDOM
+            sent |= _run(module, value.clone(), gradient, parameters=everything).named(name)
+    own = x.clone()
+    again = _run(module, own, gradient)
+    sent |= again.named("again")
+    sent["x.after"] = own
+    # What was returned must not change when its input does, nor with the next call.
+    kept = again.output
+    with torch.no_grad():
+        own.fill_(7.0)
+        sent["again.later"] = kept.clone()
+        _run(module, torch.full_like(x, -3.0), gradient)
+        sent["again.last"] = kept
+        sent["alone.y"] = _run(module, x[:1].clone(), None).output
+    sent |= {f"s.{name}": value for name, value in module.state_dict().items()} if full else {}
+    if trains:
+        module.train()
+        torch.manual_seed(SEED)
+        sent |= _run(module, x.clone(), gradient).named("training")
+        if full:
+            sent |= {f"trained.{name}": value for name, value in module.state_dict().items()}
+    workspace.send(pack({"trial": number}, sent))
+
+
+class _Allocated(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+
+def _allocated() -> int:
+    """Bytes that the C library's allocator has given out; 0 where it cannot say."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0
+    ask.restype = _Allocated
+    found = ask()
+    return int(found.uordblks) + int(found.hblkhd)
+
+
+def _search_leaks(workspace: Workspace, module: nn.Module, x: Tensor, gradient: Tensor | None) -> None:
+    """Call it again and again; send what is held at three points in time."""
+    for _ in range(_WARM_CALLS):
+        passes.run(module, x, gradient)
+    for point in range(3):
+        if point:
+            for _ in range(CALLS):
+                passes.run(module, x, gradient)
+        gc.collect()
+        workspace.send(pack({"held": [_allocated(), sys.getallocatedblocks()]}))
+
+
+def _measure(
+    workspace: Workspace,
+    module: nn.Module,
+    eager: nn.Module,
+    x: Tensor,
+    gradient: Tensor | None,
+    seconds: float,
+) -> None:
+    """Send the nanoseconds of each pass: of the kernel, and for comparison of the eager module."""
+    subjects = {"": module} if module is eager else {"": module, "eager_": eager}
+    with torch.no_grad():
+        forward = {f"{name}forward": timing.call(lambda m=each: m(x)) for name, each in subjects.items()}
+        samples = timing.interleaved(forward, seconds)
+    if gradient is not None:
+        training = {
+            f"{name}training": timing.call(lambda m=each: passes.run(m, x, gradient))
+            for name, each in subjects.items()
+        }
+        samples |= timing.interleaved(training, seconds)
+    workspace.send(pack({"samples": True}, {name: torch.tensor(taken) for name, taken in samples.items()}))
+
+
+def _facts() -> dict[str, str]:
+    """What a kernel must leave alone in the process that it runs in."""
+    tiny = torch.tensor([1e-310], dtype=torch.float64)
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "gradient mode": str(torch.is_grad_enabled()),
+        "threads": str(torch.get_num_threads()),
+        "deterministic algorithms": str(torch.are_deterministic_algorithms_enabled()),
+        "handling of tiny numbers": str(float((tiny * 0.5).item())),
+        "rounding": str((1.0 / 3.0).hex() + (0.1 + 0.2).hex()),
+        "signal handlers": str([str(signal.getsignal(number)) for number in range(1, 32)]),
+        "environment": hashlib.sha256(json.dumps(sorted(os.environ.items())).encode()).hexdigest(),
+        "working directory": str(Path.cwd()),
+        "umask": "",
+    }
+
+
+def _compare_facts(before: dict[str, str]) -> None:
+    after = _facts()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise FaultError(f"globals: it changed {', '.join(changed)} of the process that it runs in")
