@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from esper_runtime.contracts import DType
+from esper_runtime.contracts.kernel import DType
 
 EQUAL: Final[dict[DType, float]] = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}
 """Against the eager graph in the slot's dtype: largest difference over the larger of 1 and largest value."""
@@ -17,8 +17,8 @@ class Bounds:
     """Of the gauntlet.
 
     Attributes:
-        gain: largest factor, and inverse of the smallest, between the standard deviations of output and input,
-            and of the gradients of input and output, on unit inputs with a tail drawn like any other layer.
+        gain: largest factor, and inverse of the smallest, between the sizes (root mean square) of output and
+            input, and of their gradients, on unit inputs with a tail drawn like any other layer.
         slope: largest relative error of the float64 gradient against a difference quotient.
         leak: bytes a call that memory may grow by.
         seconds: all of it may take in the sandbox.
@@ -26,7 +26,7 @@ class Bounds:
         measuring: seconds of measuring each of forward and training.
     """
 
-    gain: float = 1e3
+    gain: float = 1e4
     slope: float = 1e-3
     leak: int = 16
     seconds: float = 10.0

@@ -1,4 +1,4 @@
-"""The part of the gauntlet that runs in the sandbox: loads the artifact, runs it, and sends home what came out.
+"""The part of the gauntlet inside the sandbox: loads the artifact, runs it, and sends home what came out.
 
 It judges nothing that its parent can judge from raw bytes.
 """
@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import sys
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from esper_runtime.artifact import Trust, TrustList, open_artifact
-from esper_runtime.blueprint import catalogue, load_blueprint, sample_slots
+from esper_runtime.blueprint import catalogue, sample_slots
 from esper_runtime.blueprint.builder import build
-from esper_runtime.contracts import EsperError, Interface, InterfaceKind, KernelInterface, Pipeline, Signed
+from esper_runtime.contracts import EsperError, Interface, InterfaceKind, KernelInterface, Signed
 from esper_runtime.kasmina.kernels import Kernel, load
 from esper_runtime.sandbox import Workspace
 from esper_runtime.urabrask import passes, timing
@@ -27,8 +29,11 @@ from esper_runtime.urabrask.exchange import pack, unpack
 from esper_runtime.urabrask.trials import RANDOM, SEED, dtype_of, shape_of
 
 ARCHIVE = "kernel"
-CALLS = 12
-"""In each of the two halves of the search for leaks."""
+ROUNDS = (8, 8, 8, 8)
+"""Calls in each round of the search for leaks: what leaks grows in every one."""
+
+MORE_ROUNDS = (64, 64, 64)
+"""Where it grew in all of those, to tell a leak from the allocator's own doings."""
 
 _WARM_CALLS = 8
 
@@ -40,8 +45,7 @@ class FaultError(Exception):
 def warm(payload: bytes, workspace: Workspace) -> bytes:
     """Use every operator of the catalogue once, so that nothing is loaded late."""
     torch.set_num_threads(1)
-    for name in catalogue():
-        blueprint = load_blueprint(name)
+    for blueprint in catalogue().values():
         slots = KernelInterface(
             kind=blueprint.interface,
             least_in=1,
@@ -115,7 +119,7 @@ def _modules(kernel: Kernel, slot: Interface) -> tuple[nn.Module, nn.Module]:
     """The module under test and the eager one, in the slot's dtype, at birth."""
     try:
         eager = kernel.body(slot, SEED).to(dtype_of(slot))
-        return (eager, eager) if kernel.spec.pipeline is Pipeline.FAST else (kernel.twin(eager), eager)
+        return (eager, eager) if not kernel.compiled else (kernel.twin(eager), eager)
     except EsperError as error:
         raise FaultError(f"load: {error}") from error
 
@@ -145,7 +149,9 @@ def _check_place(tensor: Tensor, x: Tensor, what: str) -> None:
     if not isinstance(tensor, Tensor):
         raise FaultError(f"shape: {what} is no tensor")
     if tensor.device != x.device or tensor.layout is not torch.strided:
-        raise FaultError(f"device: {what} is on {tensor.device} ({tensor.layout}); the input is on {x.device}")
+        raise FaultError(
+            f"device: {what} is on {tensor.device} ({tensor.layout}); the input is on {x.device}"
+        )
 
 
 def _try(
@@ -164,7 +170,7 @@ def _try(
     module.eval()
     sent["birth.y"] = _run(module, x.clone(), None).output
     if full:
-        sent |= {f"birth.s.{name}": value for name, value in module.state_dict().items()}
+        sent |= _state(module, "birth.s.")
     _set_weights(module, given)
     for name, value in given.items():
         if name.startswith("x."):
@@ -173,7 +179,7 @@ def _try(
     own = x.clone()
     again = _run(module, own, gradient)
     sent |= again.named("again")
-    sent["x.after"] = own
+    sent["x.after"] = own.clone()
     # What was returned must not change when its input does, nor with the next call.
     kept = again.output
     with torch.no_grad():
@@ -182,18 +188,38 @@ def _try(
         _run(module, torch.full_like(x, -3.0), gradient)
         sent["again.last"] = kept
         sent["alone.y"] = _run(module, x[:1].clone(), None).output
-    sent |= {f"s.{name}": value for name, value in module.state_dict().items()} if full else {}
+    sent |= _state(module, "s.") if full else {}
     if trains:
         module.train()
         torch.manual_seed(SEED)
         sent |= _run(module, x.clone(), gradient).named("training")
         if full:
-            sent |= {f"trained.{name}": value for name, value in module.state_dict().items()}
+            sent |= _state(module, "trained.")
     workspace.send(pack({"trial": number}, sent))
 
 
+def _state(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value.clone() for name, value in module.state_dict().items()}
+
+
 class _Allocated(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    """``struct mallinfo2``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
 
 
 def _allocated() -> int:
@@ -208,15 +234,26 @@ def _allocated() -> int:
 
 
 def _search_leaks(workspace: Workspace, module: nn.Module, x: Tensor, gradient: Tensor | None) -> None:
-    """Call it again and again; send what is held at three points in time."""
+    """Call it again and again; send what is held before the first round and after each."""
     for _ in range(_WARM_CALLS):
         passes.run(module, x, gradient)
-    for point in range(3):
-        if point:
-            for _ in range(CALLS):
+    seen = [_held(workspace)]
+    for rounds in (ROUNDS, MORE_ROUNDS):
+        for calls in rounds:
+            for _ in range(calls):
                 passes.run(module, x, gradient)
-        gc.collect()
-        workspace.send(pack({"held": [_allocated(), sys.getallocatedblocks()]}))
+            seen.append(_held(workspace))
+        if not all(
+            any(n > m for n, m in zip(after, before, strict=True)) for before, after in pairwise(seen)
+        ):
+            break
+
+
+def _held(workspace: Workspace) -> tuple[int, int]:
+    gc.collect()
+    held = (_allocated(), sys.getallocatedblocks())
+    workspace.send(pack({"held": held}))
+    return held
 
 
 def _measure(
@@ -230,11 +267,11 @@ def _measure(
     """Send the nanoseconds of each pass: of the kernel, and for comparison of the eager module."""
     subjects = {"": module} if module is eager else {"": module, "eager_": eager}
     with torch.no_grad():
-        forward = {f"{name}forward": timing.call(lambda m=each: m(x)) for name, each in subjects.items()}
+        forward = {f"{name}forward": timing.call(partial(each, x)) for name, each in subjects.items()}
         samples = timing.interleaved(forward, seconds)
     if gradient is not None:
         training = {
-            f"{name}training": timing.call(lambda m=each: passes.run(m, x, gradient))
+            f"{name}training": timing.call(partial(passes.run, each, x, gradient))
             for name, each in subjects.items()
         }
         samples |= timing.interleaved(training, seconds)
@@ -254,7 +291,6 @@ def _facts() -> dict[str, str]:
         "signal handlers": str([str(signal.getsignal(number)) for number in range(1, 32)]),
         "environment": hashlib.sha256(json.dumps(sorted(os.environ.items())).encode()).hexdigest(),
         "working directory": str(Path.cwd()),
-        "umask": "",
     }
 
 

@@ -12,7 +12,9 @@ _CALLS: Final = {
         symlink symlinkat chmod fchmod fchmodat chown lchown fchown fchownat truncate mknod mknodat chdir
         setxattr lsetxattr fsetxattr removexattr utimensat memfd_create
         """,
-    "network": "socket socketpair connect bind listen accept accept4 sendto recvfrom sendmsg recvmsg sendmmsg",
+    "network": """
+        socket socketpair connect bind listen accept accept4 sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
+        """,
     "processes": """
         fork vfork clone thread execve execveat kill tkill tgkill ptrace process_vm_readv process_vm_writev
         pidfd_open pidfd_getfd pidfd_send_signal setsid setpgid rt_sigqueueinfo
@@ -42,7 +44,9 @@ def failure(outcome: Outcome, stage: str) -> tuple[str, str] | None:
     if outcome.signal is not None:
         return "crash", f"ended by signal {outcome.signal} {while_}"
     if outcome.error is not None:
-        name, _, reason = outcome.error.removeprefix("esper_runtime.urabrask.child.").partition(": ")[2].partition(": ")
+        name, _, reason = (
+            outcome.error.removeprefix("esper_runtime.urabrask.child.").partition(": ")[2].partition(": ")
+        )
         if name in _FAULTS:
             return name, reason
         return stage if stage in ("load", "run") else "run", outcome.error

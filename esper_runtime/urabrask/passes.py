@@ -39,4 +39,6 @@ def run(module: nn.Module, x: Tensor, gradient: Tensor | None, parameters: bool 
         wanted = [x, *learned.values()]
         found = torch.autograd.grad(y, wanted, gradient, allow_unused=True)
     names = ["x", *(f"p.{name}" for name in learned)]
-    return Pass(y.detach(), {name: value for name, value in zip(names, found, strict=True) if value is not None})
+    return Pass(
+        y.detach(), {name: value for name, value in zip(names, found, strict=True) if value is not None}
+    )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esper_runtime.blueprint.builder import build
 from esper_runtime.contracts import Blueprint
-from esper_runtime.urabrask import passes
+from esper_runtime.urabrask.passes import Pass, run
 from esper_runtime.urabrask.trials import RANDOM, SEED, Trial
 
 _STEP = 1e-6
@@ -27,9 +27,9 @@ class Reference:
     """
 
     birth: dict[str, Tensor]
-    passes: dict[str, passes.Pass]
-    training: passes.Pass
-    exact: passes.Pass
+    passes: dict[str, Pass]
+    training: Pass
+    exact: Pass
     slope: float
     trained: dict[str, Tensor]
 
@@ -40,26 +40,24 @@ def reference(blueprint: Blueprint, trial: Trial) -> Reference:
     birth = {name: value.clone() for name, value in body.state_dict().items()}
     body.load_state_dict(trial.weights)
     found = {
-        name: passes.run(body, x.clone(), trial.gradient, parameters=name == RANDOM)
+        name: run(body, x.clone(), trial.gradient, parameters=name == RANDOM)
         for name, x in trial.inputs.items()
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        training = passes.run(body.train(), trial.inputs[RANDOM].clone(), trial.gradient)
+        training = run(body.train(), trial.inputs[RANDOM].clone(), trial.gradient)
     trained = {name: value.clone() for name, value in body.state_dict().items()}
     body.load_state_dict(trial.weights)
     body.double().eval()
     x, gradient = trial.inputs[RANDOM].double(), trial.gradient.double()
-    exact = passes.run(body, x, gradient)
+    exact = run(body, x, gradient)
     slope = 0.0
     if trial.full and "x" in exact.gradients:
         slope = min(_slope_error(body, x, gradient, exact, seed) for seed in range(2))
     return Reference(birth, found, training, exact, slope, trained)
 
 
-def _slope_error(
-    body: torch.nn.Module, x: Tensor, gradient: Tensor, exact: passes.Pass, seed: int
-) -> float:
+def _slope_error(body: torch.nn.Module, x: Tensor, gradient: Tensor, exact: Pass, seed: int) -> float:
     """How far the gradient of the input is from a difference quotient along a random direction.
 
     The lesser of two directions counts: at a kink of an activation a quotient says nothing.

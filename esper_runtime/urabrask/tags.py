@@ -45,9 +45,9 @@ def figures(report: ValidationReport) -> dict[str, float]:
 def tags(own: Mapping[str, float], population: Sequence[ValidationReport]) -> tuple[str, ...]:
     """Tags by percentile within the population of the same target; by fixed thresholds until it has 30.
 
-    The quarter with the lowest figures is ``fast``, ``small``, ``light``, ``low-memory``; that with the highest
-    ``slow``, ``large``, ``heavy``, ``high-memory``. A compiled kernel is ``faster-than-eager`` from 5 % on, else
-    ``not-faster-than-eager``.
+    The quarter with the lowest figures is ``fast``, ``small``, ``light``, ``low-memory``; that with the
+    highest ``slow``, ``large``, ``heavy``, ``high-memory``. A compiled kernel is ``forward-`` and
+    ``training-faster-than-eager`` from 5 % on, else ``-not-faster-than-eager``.
 
     Args:
         own: `figures` of the kernel.
@@ -111,9 +111,9 @@ def risk(blueprint: Blueprint, own: Mapping[str, float], experience: Experience)
     """How likely a seed of this kernel is to fail, 0 to 1; None where nothing says anything.
 
     From 20 field reports on: the highest failure rate among its operators, each drawn towards the rate over
-    all seeds with the weight of 4 of them; the rate over all is (failures + 1/2) / (seeds + 1). Until then a fixed
-    rule: the largest share of its bound that one of its own measurements has used up (gain of output and
-    gradient on a logarithmic scale, drift from float64).
+    all seeds with the weight of 4 of them; the rate over all is (failures + 1/2) / (seeds + 1). Until then a
+    fixed rule: the largest share of its bound that one of its own measurements has used up (gain of output
+    and gradient on a logarithmic scale, drift from float64).
     """
     if experience.all_seeds >= ENOUGH_REPORTS:
         base = (experience.all_failures + 0.5) / (experience.all_seeds + 1)

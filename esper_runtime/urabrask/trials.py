@@ -29,7 +29,7 @@ class Trial:
 
     Attributes:
         slot: where.
-        full: whether every check is made; otherwise those that widths matter for.
+        full: whether every check is made, and measured; otherwise only what widths matter for.
         weights: of the living kernel: those at birth, but for the tail, which is drawn like the others.
         inputs: by name, each [B, ...] as the slot's kind has it.
         gradient: of the output.
@@ -56,11 +56,13 @@ def dtype_of(slot: Interface) -> torch.dtype:
 def trials(blueprint: Blueprint, slots: KernelInterface) -> list[Trial]:
     """Trials at the narrowest, a middle and the widest affordable slots of the class that the blueprint fits.
 
-    The first is full. Empty where the blueprint fits no slot of the class.
+    One in the middle is full. Empty where the blueprint fits no slot of the class.
     """
     found = sample_slots(blueprint, slots)
     cheap = [slot for slot in found if cost(blueprint, slot).macs * _BATCH <= _MOST_WORK]
-    return [_trial(blueprint, slot, full=number == 0) for number, slot in enumerate(cheap or found[:1])]
+    chosen = cheap or found[:1]
+    middle = min(1, len(chosen) - 1)
+    return [_trial(blueprint, slot, full=number == middle) for number, slot in enumerate(chosen)]
 
 
 def _trial(blueprint: Blueprint, slot: Interface, *, full: bool) -> Trial:
@@ -68,7 +70,10 @@ def _trial(blueprint: Blueprint, slot: Interface, *, full: bool) -> Trial:
     dtype = dtype_of(slot)
     body = build(blueprint, slot, SEED)
     enliven(body, generator)
-    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in body.state_dict().items()}
+    weights = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in body.state_dict().items()
+    }
     x = torch.randn(shape_of(slot, _BATCH), generator=generator).to(dtype)
     inputs = {RANDOM: x, **dict(_others(x, full))}
     gradient = torch.randn(shape_of(slot, _BATCH, out=True), generator=generator).to(dtype)
