@@ -84,6 +84,7 @@ CHANGING_FILES: Final[dict[str, tuple[tuple[int | None, int], ...]]] = {
     "renameat2": ((0, 1), (2, 3)),
     "chmod": ((None, 0),),
     "fchmodat": ((0, 1),),
+    "utimensat": ((0, 1),),
 }
 
 # What a compiler has no business with; it may fork, execute and open files where Landlock lets it.

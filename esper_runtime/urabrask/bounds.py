@@ -20,7 +20,6 @@ class Bounds:
         gain: largest factor, and inverse of the smallest, between the sizes (root mean square) of output and
             input, and of their gradients, on unit inputs with a tail drawn like any other layer.
         slope: largest relative error of the float64 gradient against a difference quotient.
-        leak: bytes a call that memory may grow by.
         seconds: all of it may take in the sandbox.
         memory: it may use there beyond the warm process, in bytes.
         measuring: seconds of measuring each of forward and training.
@@ -28,7 +27,6 @@ class Bounds:
 
     gain: float = 1e4
     slope: float = 1e-3
-    leak: int = 16
     seconds: float = 10.0
     memory: int = 2**30
     measuring: float = 0.05

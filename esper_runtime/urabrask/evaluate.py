@@ -129,7 +129,7 @@ def evaluate(
                 "globals",
             ):
                 findings.note(name, None)
-            findings.note("leaks", _leaks(returned.held, bounds))
+            findings.note("leaks", _leaks(returned.held))
             measurements = _measurements(returned.samples, findings)
             _numbers(artifact, chosen[measured], outcome, findings, measurements)
     passed = bool(findings.checks) and all(check.passed for check in findings.checks)
@@ -233,11 +233,11 @@ def _sorted(outcome: Outcome) -> _Returned:
     return _Returned(stage, tensors, held, samples, malformed)
 
 
-def _leaks(held: list[_Amounts], bounds: Bounds) -> str | None:
+def _leaks(held: list[_Amounts]) -> str | None:
     """Memory that grew in every round of repeated calls."""
     if len(held) <= len(child.ROUNDS):
         return "the search for leaks did not end"
-    least = (bounds.leak, 1, _PAGE, _PAGE)
+    least = (*child.LEAST_LEAK, _PAGE, _PAGE)
     kinds = ("allocated bytes", "Python objects", "bytes of resident memory", "bytes of address space")
     calls = (*child.ROUNDS, *child.MORE_ROUNDS)[: len(held) - 1]
     for kind, bound, *values in zip(kinds, least, *held, strict=True):

@@ -19,14 +19,14 @@ class Pass:
     gradients: dict[str, Tensor]
 
     def named(self, prefix: str) -> dict[str, Tensor]:
-        """All of it under names that begin with ``prefix``."""
-        return {f"{prefix}.y": self.output.detach()} | {
-            f"{prefix}.g.{name}": gradient for name, gradient in self.gradients.items()
+        """Copies of all of it under names that begin with ``prefix``."""
+        return {f"{prefix}.y": self.output.detach().clone()} | {
+            f"{prefix}.g.{name}": gradient.clone() for name, gradient in self.gradients.items()
         }
 
 
 def run(module: nn.Module, x: Tensor, gradient: Tensor | None, parameters: bool = True) -> Pass:
-    """One pass; ``x`` itself is given to the module. Without ``gradient`` only forward."""
+    """One pass; ``x`` itself is given to the module. Without ``gradient``, or one that fits, only forward."""
     if gradient is None:
         with torch.no_grad():
             return Pass(module(x), {})
@@ -34,7 +34,7 @@ def run(module: nn.Module, x: Tensor, gradient: Tensor | None, parameters: bool 
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = module(x)
-        if not y.requires_grad:
+        if not y.requires_grad or y.shape != gradient.shape:
             return Pass(y.detach(), {})
         wanted = [x, *learned.values()]
         found = torch.autograd.grad(y, wanted, gradient, allow_unused=True)
