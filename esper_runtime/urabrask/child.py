@@ -186,7 +186,7 @@ def _try(
         own.fill_(7.0)
         sent["again.later"] = kept.clone()
         _run(module, torch.full_like(x, -3.0), gradient)
-        sent["again.last"] = kept
+        sent["again.last"] = kept.clone()
         sent["alone.y"] = _run(module, x[:1].clone(), None).output
     sent |= _state(module, "s.") if full else {}
     if trains:
