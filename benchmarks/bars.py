@@ -33,6 +33,7 @@ BARS = (
     "front_door",
     "service",
     "library_query",
+    "integrity",
     "growth_table",
 )
 RESULTS = Path("results/bars.jsonl")

@@ -18,6 +18,7 @@ from esper_runtime.artifact.statements import (
     decode_signed,
     encode_signed,
     parse_statement,
+    read_canonical,
     signed_from,
 )
 from esper_runtime.artifact.trust import Revocation, Trust, TrustedKey, TrustList
@@ -44,6 +45,7 @@ __all__ = [
     "pack",
     "parse_statement",
     "read_archive",
+    "read_canonical",
     "signed_from",
     "write_atomically",
 ]

@@ -146,8 +146,10 @@ def _opened(files: dict[str, bytes], made: Compiled, judged: Verdict | None) -> 
     if listed != found or len(listed) != len(manifest.files):
         wrong = sorted(name for name in listed.keys() | found if listed.get(name) != found.get(name))
         raise ArtifactError(f"{MANIFEST} and the files do not agree: {', '.join(wrong) or 'a file twice'}")
-    if manifest.kernel != made.spec or manifest.trains != made.trains:
+    if manifest.kernel != made.spec:
         raise ArtifactError(f"{MANIFEST} describes {manifest.kernel.kernel_id}, signed was {made.kernel}")
+    if manifest.trains != made.trains:
+        raise ArtifactError(f"{MANIFEST} and what was signed do not agree on whether it trains")
     try:
         blueprint = parse_blueprint(read_canonical(files[BLUEPRINT], BLUEPRINT))
         identity = canonical_id(blueprint)

@@ -128,7 +128,7 @@ def _no_graph(files: dict[str, bytes]) -> None:
         (lambda files: files.update({"blueprint.json": b"{}"}), r"do not agree: blueprint\.json"),
         (_other_graph, "the kernel is made of"),
         (_other_kernel, "signed was"),
-        (_does_not_train, "signed was"),
+        (_does_not_train, "do not agree on whether it trains"),
         (_spaces, "not in the one allowed form"),
         (_not_json, "not canonical JSON"),
         (_no_graph, "schema"),

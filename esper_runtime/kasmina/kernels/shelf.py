@@ -11,6 +11,7 @@ from esper_runtime.artifact import (
     VerifiedArtifact,
     guarded_folder,
     open_artifact,
+    read_canonical,
     write_atomically,
 )
 from esper_runtime.contracts import (
@@ -140,8 +141,8 @@ class Shelf:
         try:
             if path.stat().st_size > _MOST_WORDS:
                 return None
-            return Words.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
+            return Words.model_validate(read_canonical(path.read_bytes(), path.name))
+        except (OSError, ValidationError, ArtifactError):
             return None
 
     def _write_words(self, name: str, words: Words) -> None:
