@@ -130,6 +130,9 @@ class Stopwatch:
     def on_event(self, entry: JournalEntry) -> None:
         """Nothing."""
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Nothing."""
+
 
 def described(batch_size: int, steps: int) -> Any:
     """A run that validates and writes a checkpoint at its end only, as the hand-written loop does neither."""

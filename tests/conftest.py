@@ -1,5 +1,32 @@
-"""Every test runs on one thread: results repeat, and tests do not depend on how many cores there are."""
+"""Every test runs on one thread: results repeat, and tests do not depend on how many cores there are.
 
+All tests share one home of keys and kernels, so that each kernel that they need is tested once.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 
+from esper_runtime.artifact import HOME_VARIABLE
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The machine's folder, for this process and those that it starts.
+
+    ``ESPER_TEST_HOME`` names one to be kept from one run of the tests to the next.
+    """
+    kept = os.environ.get("ESPER_TEST_HOME")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("esper-home")
+    before = os.environ.get(HOME_VARIABLE)
+    os.environ[HOME_VARIABLE] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ[HOME_VARIABLE]
+    else:
+        os.environ[HOME_VARIABLE] = before

@@ -8,7 +8,7 @@ from pydantic import Field
 from esper_runtime.contracts.base import ContractModel, canonical_json
 from esper_runtime.contracts.blueprint import Blueprint, Interface
 from esper_runtime.contracts.directive import Directive
-from esper_runtime.contracts.kernel import FieldReport, KernelId, Sha256, UsableKernel
+from esper_runtime.contracts.kernel import FieldReport, KernelId, KernelSummary, Sha256
 from esper_runtime.contracts.lifecycle import SeedStage, SlotState
 from esper_runtime.contracts.signals import Measured
 from esper_runtime.contracts.steering import Steer
@@ -134,8 +134,11 @@ class KernelsArrived(ContractModel):
     """
 
     kind: Literal["KernelsArrived"] = "KernelsArrived"
-    kernels: tuple[UsableKernel, ...]
+    kernels: tuple[KernelSummary, ...]
     reason: str
+    refused: dict[str, str] = Field(
+        default_factory=dict, description="Kernels that were wanted too and may not be used, and why."
+    )
 
 
 class KernelsGone(ContractModel):

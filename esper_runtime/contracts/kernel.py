@@ -309,8 +309,8 @@ class KernelRecord(ContractModel):
     superseded_by: KernelId | None = None
 
 
-class UsableKernel(ContractModel):
-    """A validated kernel as a run may use it: what of its record a decision and a report need.
+class KernelSummary(ContractModel):
+    """A validated kernel as decisions, journals and reports know it.
 
     ``figures`` are the medians of its measurements and its single numbers, by their names in the report.
     """
@@ -318,7 +318,7 @@ class UsableKernel(ContractModel):
     kernel: KernelId
     digest: Sha256
     blueprint: BlueprintId
-    graph: Blueprint
+    name: str = Field(max_length=48, description="The blueprint's.")
     interface: KernelInterface
     pipeline: Pipeline
     trains: bool
@@ -330,6 +330,16 @@ class UsableKernel(ContractModel):
     def artifact(self) -> str:
         """Names its artifact on a machine's shelf: the kernel, and the first 16 digits of the digest."""
         return f"{self.kernel}-{self.digest[:16]}"
+
+
+class UsableKernel(KernelSummary):
+    """A kernel whose signatures and digest were verified here, with its graph."""
+
+    graph: Blueprint
+
+    def summary(self) -> KernelSummary:
+        """The same without the graph."""
+        return KernelSummary(**{name: getattr(self, name) for name in KernelSummary.model_fields})
 
 
 class KernelQuery(ContractModel):

@@ -215,6 +215,7 @@ def _seed_record(seed: Seed) -> dict[str, Any]:
         "frozen": not any(p.requires_grad for p in seed.body.parameters()),
         "isolatedGain": dump(seed.isolated_gain),
         "contribution": dump(seed.contribution),
+        "trialGain": dump(seed.trial_gain),
     }
 
 
@@ -236,6 +237,7 @@ def _seed_from(record: dict[str, Any], model: GraftedModel) -> Seed:
     seed.kernel, seed.digest = record.get("kernel"), record.get("digest")
     seed.isolated_gain = load(record["isolatedGain"])
     seed.contribution = load(record["contribution"])
+    seed.trial_gain = load(record.get("trialGain"))
     if seed.stage not in (SeedStage.GERMINATED, SeedStage.LOADING):
         # Its kernel was validated when it was planted; the graph kept here is that kernel's.
         seed.body = model.make_body(blueprint, seed.slot, random_seed=0)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from esper_runtime.contracts import (
     SlotState,
     SlotView,
     TransitionError,
+    UsableKernel,
     check_command,
     check_transition,
 )
@@ -237,6 +238,14 @@ class Growable(GraftedModel):
         if blueprint_id not in self.blueprints:
             raise BlueprintError("validated", f"{blueprint_id} is not among the blueprints this run may use")
         return self.blueprints[blueprint_id]
+
+    def admit(self, kernels: Iterable[UsableKernel]) -> None:
+        """Let seeds be made of more kernels, also of blueprints that are new to the model."""
+        assert self.stock is not None, "a model without a stock takes no kernels"
+        admitted = list(kernels)
+        for kernel in admitted:
+            self.blueprints.setdefault(kernel.blueprint, kernel.graph)
+        self.stock.admit(admitted)
 
     def _germinate(self, directive: Directive, step: int, journal: Journal, changes: Changes) -> None:
         slot = self._slot(directive.slot)

@@ -34,6 +34,7 @@ class Seed(nn.Module):
         alpha: factor of the contribution, 0 to 1.
         failure: what went wrong in a forward pass, or None; a failed seed contributes nothing.
         apart: it learns in passes of its own: the host cannot be run for several candidates at once.
+        trial_gain: what a trial on a copy of the model promised before it was planted.
         kernel: id of the kernel that its body is made of; None where the model has no stock of kernels.
         digest: of the kernel's artifact.
     """
@@ -65,6 +66,7 @@ class Seed(nn.Module):
         self.digest: str | None = None
         self.isolated_gain: Measured | None = None
         self.contribution: Measured | None = None
+        self.trial_gain: Measured | None = None
         self.body: nn.Module = nn.Identity()
         self._idle = False
 

@@ -58,7 +58,10 @@ class RunFolder:
     @property
     def started(self) -> bool:
         """True when a run has left a journal here."""
-        return self.journal.exists() and self.journal.stat().st_size > 0
+        try:
+            return self.journal.stat().st_size > 0
+        except OSError:  # none yet, or it was moved aside just now
+            return False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[int]:

@@ -98,6 +98,9 @@ class Logs:
         if step % STEPS_BETWEEN_LOSSES == 0:
             self._numbers(step, {"train/loss": loss})
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Nothing is logged before the run begins."""
+
     def on_event(self, entry: JournalEntry) -> None:
         """Metrics of validations, seeds by stage, and what was changed and why."""
         step, event = entry.step, entry.event

@@ -38,6 +38,11 @@ class Both:
         self._first.on_event(entry)
         self._second.on_event(entry)
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Tell both what is made ready."""
+        self._first.on_preparing(text, done, total)
+        self._second.on_preparing(text, done, total)
+
 
 @contextlib.contextmanager
 def connected(

@@ -17,6 +17,7 @@ from esper_runtime.local.view import RunView
 from esper_runtime.nissa import count, duration
 
 REFRESH_SECONDS = 0.1
+PREPARING_SECONDS = 5.0
 PLAIN_SECONDS = 30.0
 """Without a terminal, a line for a stretch of steps without news comes no more often than this."""
 
@@ -38,6 +39,7 @@ class Progress:
         self._first_step: int | None = None
         self._shown = self._began
         self._arm = ""
+        self._preparing: tuple[str, int, int] | None = None
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -66,8 +68,18 @@ class Progress:
             self._plain()
         self._refresh(force=line is not None)
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Before the first step something is made ready: a bar, or a line now and then."""
+        self._preparing = (text, done, total)
+        if self._live is not None:
+            self._refresh()
+        elif time.monotonic() - self._shown >= PREPARING_SECONDS or done == total:
+            self._shown = time.monotonic()
+            self.say(f"{text}: {count(done)} of {count(total)}")
+
     def on_step(self, step: int, loss: float) -> None:
         """An optimizer step was done; ``loss`` is its batch's."""
+        self._preparing = None
         if self._first_step is None:
             self._first_step, self._began = step - 1, time.monotonic()
         self.view.step, self.view.loss = step, loss
@@ -137,6 +149,11 @@ class Progress:
     def _render(self) -> RenderableType:
         view = self.view
         head = Table.grid(padding=(0, 2))
+        if self._preparing is not None:
+            text, done, total = self._preparing
+            bar = ProgressBar(total=max(1, total), completed=done, width=30)
+            head.add_row(Text(text, style="bold"), bar, f"{count(done)}/{count(total)}")
+            return head
         title = f"comparing: {self._arm}" if self._arm else (view.started.run if view.started else "")
         bar = ProgressBar(total=max(1, view.total_steps), completed=view.step, width=30)
         head.add_row(Text(title, style="bold"), bar, f"{count(view.step)}/{count(view.total_steps)}")

@@ -184,6 +184,9 @@ def _go(
             logs.close()
     if result.outcome == "Interrupted":
         _write_report(folder)
+        if not result.trained:
+            progress.say(f"interrupted ({result.reason}) before the first step; the same command goes on")
+            return EXIT_INTERRUPTED
         place = run.spec.checkpoint.uri or folder.checkpoints
         progress.say(
             f"interrupted at step {result.step} ({result.reason}) with a checkpoint in {place}; "

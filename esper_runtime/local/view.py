@@ -9,6 +9,8 @@ from esper_runtime.contracts import (
     AnswerRefused,
     ControllerChanged,
     JournalEntry,
+    KernelsArrived,
+    KernelsGone,
     Refused,
     Resumed,
     RolledBack,
@@ -110,6 +112,16 @@ def describe(entry: JournalEntry) -> str | None:
     event = entry.event
     if isinstance(event, SeedChanged):
         return _seed_line(event)
+    if isinstance(event, KernelsArrived):
+        words = (
+            [f"{count(len(event.kernels))} kernels may be planted, {event.reason}"] if event.kernels else []
+        )
+        refused = [f"{kernel} may not be planted: {why}" for kernel, why in event.refused.items()]
+        return "; ".join(words + refused) or None
+    if isinstance(event, KernelsGone):
+        return "; ".join(
+            f"{kernel} may not be planted any more: {why}" for kernel, why in event.kernels.items()
+        )
     if isinstance(event, RolledBack):
         return f"{event.fault}; back to step {event.to_step} ({event.blame} to blame)"
     if isinstance(event, Refused):

@@ -17,6 +17,8 @@ from esper_runtime.contracts import (
     Compared,
     JournalEntry,
     JournalError,
+    KernelsArrived,
+    KernelsGone,
     Resumed,
     RolledBack,
     SeedChanged,
@@ -150,7 +152,8 @@ def effective(entries: list[JournalEntry]) -> list[JournalEntry]:
     """The entries that count: those of steps that were done again are dropped.
 
     `Resumed` and `RolledBack` supersede what was written after their ``after_sequence``, except faults,
-    locks, a person's commands, earlier resumptions and comparisons, which stay true.
+    locks, a person's commands, kernels that came or went, earlier resumptions and comparisons, which stay
+    true.
     """
     kept: list[JournalEntry] = []
     for entry in entries:
@@ -167,4 +170,4 @@ def _outlives(entry: JournalEntry) -> bool:
         return event.after is SlotState.LOCKED
     if isinstance(event, SeedChanged):
         return event.after is SeedStage.ROLLED_BACK
-    return isinstance(event, Resumed | RolledBack | Compared | Steered)
+    return isinstance(event, Resumed | RolledBack | Compared | Steered | KernelsArrived | KernelsGone)

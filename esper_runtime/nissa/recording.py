@@ -34,6 +34,7 @@ class Recording:
         bars: by step, the numbers of the batches that are never used from there on.
         failures: by the boundary that culled them, the seeds that failed in the step before it, with the
             reason.
+        loaded: by seed, the step at which its kernel was there, where that was after its germination.
         entries: those that count.
         changed: settings of the manifest that a resumption changed, each with ``before -> now``.
     """
@@ -45,6 +46,7 @@ class Recording:
     lessons: tuple[RolledBack, ...]
     bars: Mapping[int, tuple[int, ...]]
     failures: Mapping[int, Mapping[str, str]]
+    loaded: Mapping[str, int]
     entries: tuple[JournalEntry, ...]
     changed: Mapping[str, str]
 
@@ -82,6 +84,7 @@ def recording_of(entries: list[JournalEntry], until: int, last_sequence: int | N
         lessons=_lessons(used),
         bars=_bars(used),
         failures=_failures(kept),
+        loaded=_loaded(kept),
         entries=tuple(kept),
         changed=_changed(used),
     )
@@ -138,6 +141,18 @@ def _failures(kept: Iterable[JournalEntry]) -> dict[int, dict[str, str]]:
         if isinstance(event, SeedChanged) and event.after is SeedStage.CULLED and event.failure is not None:
             found.setdefault(entry.step, {})[event.seed] = event.failure
     return found
+
+
+def _loaded(kept: Iterable[JournalEntry]) -> dict[str, int]:
+    born: dict[str, int] = {}
+    loaded: dict[str, int] = {}
+    for entry in kept:
+        event = entry.event
+        if isinstance(event, SeedChanged) and event.before is None:
+            born[event.seed] = entry.step
+        elif isinstance(event, SeedChanged) and event.before is SeedStage.LOADING:
+            loaded[event.seed] = entry.step
+    return {seed: step for seed, step in loaded.items() if step > born.get(seed, step)}
 
 
 def _changed(used: list[JournalEntry]) -> dict[str, str]:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from esper_runtime.contracts import Channel, CloudEvent, ContractModel, EventType, Progress, TelemetryCounts
+from esper_runtime.contracts import (
+    Channel,
+    CloudEvent,
+    ContractModel,
+    EventType,
+    FieldReport,
+    Progress,
+    TelemetryCounts,
+)
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.courier import BusStatus, Courier
 from esper_runtime.oona.receive import Received
@@ -102,6 +110,16 @@ class Bridge:
     def progress(self, item: Progress) -> None:
         """Publish how far the run is; the telemetry counts are filled in."""
         self._latest[Channel.PROGRESS].append((EventType.PROGRESS.value, item))
+
+    def report(self, identity: str, item: FieldReport) -> None:
+        """Publish what a kernel did; it is kept until the bus has it.
+
+        Args:
+            identity: of the report, the same in every process: the digest of its journal entry.
+            item: the next report of the run. A process that goes on with a run hands over the earlier ones
+                first.
+        """
+        self._courier.reports.add(identity, item)
 
     def received(self) -> list[CloudEvent]:
         """The directives and commands that arrived since the last call, each once in this process.

@@ -30,6 +30,7 @@ from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.client import RECONNECT_WAIT, AccessRefusedError, connect, disconnect, publish
 from esper_runtime.oona.journal_copy import JournalCopy
 from esper_runtime.oona.receive import Received, Receiver, ensure_consumer
+from esper_runtime.oona.reports import Reports
 from esper_runtime.oona.streams import ensure_streams
 from esper_runtime.oona.telemetry import Batch, Item, TelemetryBuffer, item_json
 
@@ -95,6 +96,7 @@ class Courier:
         self.receiver = Receiver("EVENTS", consumer_name(namespace, run))
         self._subjects = {channel: run_subject(namespace, run, channel) for channel in Channel}
         self.copy = JournalCopy(journal, self._subjects[Channel.JOURNAL], source) if journal else None
+        self.reports = Reports(self._subjects[Channel.REPORT], source)
         self._address, self._source, self._buffer, self._make = address, source, buffer, make
         self._name = f"esper {source}"
         self._trace = secrets.token_hex(16)
@@ -178,6 +180,7 @@ class Courier:
             self._send_telemetry(client),
             self._send_latest(client, Channel.STATE),
             self._send_latest(client, Channel.PROGRESS),
+            self.reports.run(client),
             self._receive(),
             self._acknowledge(client),
             self._finish(client),
@@ -278,6 +281,7 @@ class Courier:
             and not self._held
             and not any(self.latest.values())
             and not self.handled
+            and self.reports.all_sent()
             and (self.copy is None or self.copy.caught_up())
         )
 

@@ -159,7 +159,11 @@ class Boundary:
         self._ledger = ledger
         self._said = ""
         self._telemetry_at = 0
-        self._candidates = candidates(model)
+        self.look_for_candidates()
+
+    def look_for_candidates(self) -> None:
+        """Find anew what may be planted where: kernels came or went."""
+        self._candidates = candidates(self.model)
 
     def apply(self, step: int) -> Changes:
         """Apply what is due when ``step`` optimizer steps are done: failed seeds, ramps, queued commands."""
@@ -205,7 +209,14 @@ class Boundary:
                 self.model.submit(directive)
             else:
                 self._journal(Refused(directive=directive, reason=reason))
-        return self.apply(step) if accepted else Changes()
+        if not accepted:
+            return Changes()
+        changes = self.apply(step)
+        gains = {(c.slot, c.blueprint): c.gain for c in state.candidates if c.gain is not None}
+        for seed in self.model.seeds:
+            if seed.born == step:
+                seed.trial_gain = gains.get((seed.slot, seed.blueprint_id))
+        return changes
 
     def _decide(self, step: int) -> tuple[Decision, SystemState]:
         state = self._state(step, {}, None)
@@ -360,6 +371,7 @@ class Boundary:
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over what `state` gave."""
+        self.look_for_candidates()
         self.controller.restore(data["controller"])
         self.validations = [Validation.model_validate(item) for item in data["validations"]]
         self._said = data["said"]

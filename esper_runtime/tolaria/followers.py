@@ -86,14 +86,15 @@ class Beginning:
     Attributes:
         incarnation: number of this group in the life of the run.
         sequence: of the last journal entry.
-        steered: what people have commanded, and other ranks must know of.
+        known_to_all: entries that other ranks must know of: what people have commanded, and which kernels
+            came and went.
         faults: rollbacks that ``saved`` does not know of.
         saved: to go on from; None: from the start.
     """
 
     incarnation: int
     sequence: int
-    steered: tuple[JournalEntry, ...]
+    known_to_all: tuple[JournalEntry, ...]
     faults: tuple[RolledBack, ...]
     saved: SavedState | None
 
@@ -107,7 +108,7 @@ def hand_over(group: Group, beginning: Beginning) -> None:
         {
             "incarnation": beginning.incarnation,
             "sequence": beginning.sequence,
-            "steered": [entry.model_dump(mode="json", by_alias=True) for entry in beginning.steered],
+            "knownToAll": [e.model_dump(mode="json", by_alias=True) for e in beginning.known_to_all],
             "faults": [event.model_dump(mode="json", by_alias=True) for event in beginning.faults],
             "facts": None if saved is None else saved.facts,
         }
@@ -127,7 +128,7 @@ def take_over(group: Group) -> Beginning:
     return Beginning(
         told["incarnation"],
         told["sequence"],
-        tuple(JournalEntry.model_validate(entry) for entry in told["steered"]),
+        tuple(JournalEntry.model_validate(entry) for entry in told["knownToAll"]),
         tuple(RolledBack.model_validate(event) for event in told["faults"]),
         saved,
     )

@@ -5,10 +5,11 @@ group.
 """
 
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from esper_runtime.contracts import (
     AbsorbWhen,
     CheckpointError,
+    ControllerKind,
     Event,
     Growth,
     InputError,
@@ -27,6 +29,7 @@ from esper_runtime.contracts import (
 from esper_runtime.kasmina import (
     Changes,
     Growable,
+    Seed,
     Trial,
     absorb_all,
     cohorts,
@@ -40,14 +43,20 @@ from esper_runtime.tolaria.behind import charged, drops_out
 from esper_runtime.tolaria.boundary import Boundary, BoundarySettings, limits_of
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example
 from esper_runtime.tolaria.optimizer import clip_gradients
+from esper_runtime.tolaria.reporting import reports_of
 from esper_runtime.tolaria.seed_optimizer import SeedOptimizer
+from esper_runtime.tolaria.stocking import stocked
 from esper_runtime.tolaria.training_state import structure_of
 from esper_runtime.tolaria.trials import TrialSettings
+
+log = logging.getLogger(__name__)
 
 Losses = Callable[[Any, Any], Tensor]
 """From the model's output and the target to the loss of each example, [B]."""
 RECENT_BATCHES = 16
 VALIDATION_BATCH = 500
+OWN_LOOP = "own-loop"
+"""The run's name in field reports."""
 
 
 class Grower:
@@ -112,6 +121,11 @@ class Grower:
         first = self._judging[0]
         model.host_macs = model.host_macs or macs_per_example(model.host, first.args, first.kwargs)
         model.limits = model.limits.or_else(limits_of(growth, model.host_parameters, model.host_macs))
+        self._kernels = ExitStack()
+        if model.stock is None:
+            off = controller is None and growth.controller.kind is ControllerKind.OFF
+            supply = self._kernels.enter_context(stocked(model, grows=not off, told=_told))
+            supply.apply(0, model, journal, lambda: -1, ())
         newborn = growth.lifecycle
         settings = TrialSettings(
             clip_norm,
@@ -201,12 +215,16 @@ class Grower:
         settings = self._boundary.settings
         if self.steps >= settings.total_steps:
             changes = self._boundary.finish(self.steps)
+            self._report((*changes.gone, *self.model.seeds))
+            self._kernels.close()
             self._absorb(batch)
             return changes
         changes = self._boundary.apply(self.steps)
+        self._report(changes.gone)
         if self.steps % settings.every == 0:
             self._validate()
             asked = self._boundary.ask(self.steps)
+            self._report(asked.gone)
             changes = Changes(
                 born=changes.born + asked.born,
                 gone=changes.gone + asked.gone,
@@ -231,6 +249,10 @@ class Grower:
                 norm = clip_gradients(seed.body.parameters(), self._clip_norm).item()
                 if not drops_out(seed, loss, norm) and not math.isfinite(loss + norm):
                     seed.failure = f"it learned a loss of {loss} with a gradient norm of {norm}"
+
+    def _report(self, seeds: Iterable[Seed]) -> None:
+        for event in reports_of(seeds, OWN_LOOP, self.steps):
+            self._journal(event)
 
     def _absorb(self, batch: Trial) -> None:
         """At the end, let the host's layers take up what they can, where ``growth`` wants it."""
@@ -299,6 +321,12 @@ class Grower:
     def optimizer_for_trials(self, step: int) -> SeedOptimizer:
         """The user's optimizer and the seeds' together."""
         return self._optimizer
+
+
+def _told(text: str, done: int, total: int) -> None:
+    """The log of a program that may have none of our displays."""
+    if done % 10 == 0 or done == total:
+        log.info("%s: %d of %d", text, done, total)
 
 
 def _check_arguments(model: Any, optimizer: torch.optim.Optimizer, validation: Any, total_steps: int) -> None:

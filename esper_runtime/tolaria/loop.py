@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -11,11 +12,10 @@ from esper_runtime.contracts import (
     Event,
     RolledBack,
     RunFailedError,
-    SteeringCommand,
     Validated,
     Validation,
 )
-from esper_runtime.kasmina import Changes, detached_call, untouched_random_state
+from esper_runtime.kasmina import Changes, Seed, detached_call, untouched_random_state
 from esper_runtime.tamiyo import Lesson
 from esper_runtime.tolaria.agreement import all_random_states, check_equal, own_random_state
 from esper_runtime.tolaria.boundary import Boundary
@@ -27,9 +27,12 @@ from esper_runtime.tolaria.governor import Fault, GoodState, Governor
 from esper_runtime.tolaria.journal import must_sync
 from esper_runtime.tolaria.ledger import Purpose
 from esper_runtime.tolaria.macs import count_macs
+from esper_runtime.tolaria.news import News
 from esper_runtime.tolaria.parts import Parts
+from esper_runtime.tolaria.reporting import reports_of
 from esper_runtime.tolaria.result import Observer
 from esper_runtime.tolaria.steering import Steering
+from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.tasks import Batch
 from esper_runtime.tolaria.training_state import capture, restore
 from esper_runtime.tolaria.trials import TrialsStoppedError
@@ -47,6 +50,7 @@ class Loop:
         store: takes the checkpoints.
         observer: is told of steps and events.
         steering: what people command.
+        supply: kernels that come and go.
     """
 
     def __init__(
@@ -56,10 +60,12 @@ class Loop:
         store: Checkpoints,
         observer: Observer,
         steering: Steering | None = None,
+        supply: Supply | None = None,
     ) -> None:
         self.parts = parts
         self._group = parts.group
         self.steering = steering or Steering()
+        self.supply = supply or Supply()
         self.governor = Governor()
         self.step = 0
         self.total_steps = parts.total_steps
@@ -77,8 +83,9 @@ class Loop:
             self.steering,
             parts.group,
         )
-        parts.learner.wants = lambda: (self._must_stop() is not None, self.steering.waiting)
-        self._told, self._command_waits = False, False
+        self._news = News(parts.group, self.steering, self.supply)
+        parts.learner.wants = lambda: (self._must_stop() is not None, self._news.waiting)
+        self._told = False
         self._cut_short = False
         self._journal = journal
         self._store = store
@@ -100,7 +107,7 @@ class Loop:
         """Go on until the last step; returns why it stopped earlier, if it was told to stop."""
         learner, feed, governor = self.parts.learner, self.parts.feed, self.governor
         self._told = self._told or self._group.any(self._must_stop() is not None)
-        self._command_waits = self._command_waits or self._told
+        self._news.told = self._news.told or self._told
         while self.step < self.total_steps and self.converged is None:
             if (reason := self._agreed_stop()) is not None:
                 self._steer(late=True)
@@ -109,7 +116,7 @@ class Loop:
             batch = feed.batch(number)
             gradients = learner.gradients(batch, self.step)
             if learner.heard:
-                self._told, self._command_waits = learner.heard
+                self._told, self._news.told = learner.heard
             fault = governor.judge(gradients, number)
             if fault is None:
                 learner.update()
@@ -130,7 +137,7 @@ class Loop:
         try:
             return self._between_steps()
         except TrialsStoppedError:
-            self._cut_short = self._told = self._command_waits = True
+            self._cut_short = self._told = self._news.told = True
             return None
 
     def _between_steps(self) -> Fault | None:
@@ -154,20 +161,14 @@ class Loop:
         return None
 
     def _steer(self, late: bool = False) -> None:
-        """Journal what people have commanded; it takes effect at this boundary, or else at the next."""
-        if self._group.size == 1 and self.steering.idle:
+        """Journal what has come from outside; it takes effect at this boundary, or else at the next."""
+        if self._news.idle:
             return
-        new = self.steering.arrived() if self._group.size == 1 else self._arrived_at_rank_0()
+        commands, offers = self._news.take(late)
         model, journal = self.parts.model, self._journal
-        self.steering.apply(self.step, model, self.record, lambda: journal.sequence, new, late)
-
-    def _arrived_at_rank_0(self) -> list[SteeringCommand]:
-        """The commands of which the last gradients brought word: they reach rank 0 alone."""
-        if not self._command_waits:
-            return []
-        self._command_waits = False
-        mine = [c.model_dump(mode="json") for c in self.steering.arrived()] if self._group.leads else None
-        return [SteeringCommand.model_validate(command) for command in self._group.share(mine)]
+        self.steering.apply(self.step, model, self.record, lambda: journal.sequence, commands, late)
+        if not late and self.supply.apply(self.step, model, self.record, lambda: journal.sequence, offers):
+            self.boundary.look_for_candidates()
 
     def _keep_place(self) -> None:
         """Rank 0's journal has entries that only it knows of, such as those of a remote controller."""
@@ -194,9 +195,15 @@ class Loop:
         if changes.moved:
             self.parts.learner.structure_changed()
             check_equal(self._group, self.parts.model, self.parts.optimizer, self.step)
+        self.report_kernels(changes.gone)
         if any(seed.alpha > 0 for seed in changes.gone):
             self.governor.band.settle_anew()
         return changes
+
+    def report_kernels(self, seeds: Iterable[Seed]) -> None:
+        """Journal what the kernels of these seeds have done."""
+        for event in reports_of(seeds, self.parts.run.metadata.name, self.step):
+            self.record(event)
 
     def _agreed_stop(self) -> str | None:
         """Why to stop now; of several ranks, all stop at the step after one of them asked for it."""
@@ -411,6 +418,7 @@ class Loop:
         restore(saved, parts.model, parts.optimizer)
         self.step = facts["step"]
         parts.feed.position = facts["position"]
+        self.supply.restore(facts["sequence"], parts.model)
         self.boundary.restore(facts["boundary"])
         self.steering.restore(facts.get("steering", {}), facts["sequence"])
         self.governor.band.restore(facts["band"])

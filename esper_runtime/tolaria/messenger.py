@@ -10,6 +10,7 @@ from esper_runtime.contracts import (
     Finished,
     Interrupted,
     JournalEntry,
+    KernelReported,
     Progress,
     Resumed,
     RolledBack,
@@ -46,6 +47,8 @@ class BusObserver:
         self._step = 0
         self._first: tuple[int, float] | None = None
         self._last_step = self._last_progress = time.perf_counter()
+        for entry in self._entries:
+            self._report(entry)
         self._replay()
 
     def on_step(self, step: int, loss: float) -> None:
@@ -68,11 +71,19 @@ class BusObserver:
         """An entry was added to the journal."""
         self._entries.append(entry)
         self._step, self._incarnation = entry.step, entry.incarnation
+        self._report(entry)
         if isinstance(entry.event, Resumed | RolledBack):
             self._replay()
         else:
             self._apply(entry)
         self._send(time.perf_counter())
+
+    def _report(self, entry: JournalEntry) -> None:
+        if isinstance(entry.event, KernelReported):
+            self._bridge.report(entry.digest, entry.event.report)
+
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Nothing is sent before the run begins."""
 
     def _replay(self) -> None:
         """Rollbacks and resumptions undo entries: count anew from those that still hold."""

@@ -4,6 +4,8 @@ Decisions, locks, barred batches and failed kernels come at the steps at which t
 tried, and a fault that the journal does not know of ends the replay: it would be another history.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from esper_runtime.contracts import (
+    Blueprint,
     Checkpointing,
     Decision,
     InputError,
+    KernelsArrived,
     MorphogeneticRun,
     Output,
     RunBudget,
     RunFailedError,
+    SeedChanged,
     SystemState,
+    UsableKernel,
 )
+from esper_runtime.kasmina import Stock
 from esper_runtime.nissa import BEFORE_START, Recording
 from esper_runtime.tamiyo import Lesson
 from esper_runtime.tolaria.checkpoint import CheckpointStore
@@ -30,6 +37,7 @@ from esper_runtime.tolaria.opening import Opening
 from esper_runtime.tolaria.parts import Parts
 from esper_runtime.tolaria.result import Observer
 from esper_runtime.tolaria.steering import Steering
+from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.tasks import Batch, Task
 from esper_runtime.tolaria.trainer import Trainer
 
@@ -78,6 +86,7 @@ class ReplayLoop(Loop):
         journal: of the replay.
         store: takes the replay's checkpoints.
         observer: is told of steps and events.
+        supply: the recorded kernels.
     """
 
     def __init__(
@@ -87,10 +96,12 @@ class ReplayLoop(Loop):
         journal: JournalWriter,
         store: CheckpointStore,
         observer: Observer,
+        supply: Supply,
     ) -> None:
         steered = sorted(recording.entries, key=lambda entry: entry.step)
-        super().__init__(parts, journal, store, observer, Steering(None, steered))
+        super().__init__(parts, journal, store, observer, Steering(None, steered), supply)
         self._recording = recording
+        parts.model.loaded_at = recording.loaded
         self._lessons = list(recording.lessons)
         self._bar(BEFORE_START)
 
@@ -151,13 +162,47 @@ class ReplayTrainer(Trainer):
         super().__init__(run, folder, observer, host, task, ReplayController(recording), directory)
         self._recording = recording
 
-    def _new_loop(self, parts: Parts, journal: JournalWriter, opening: Opening) -> Loop:
+    @contextmanager
+    def _stocked(self, parts: Parts, opening: Opening) -> Iterator[Supply]:
+        """The kernels that the journal names, built from the graphs that it holds: those that were planted
+        had been validated then. Runs from before there were kernels have none."""
+        kernels = recorded_kernels(self._recording, parts.model.blueprints)
+        if kernels is not None:
+            parts.model.stock = Stock()
+        entries = sorted(self._recording.entries, key=lambda entry: entry.step)
+        yield Supply(kernels, entries if kernels is not None else ())
+
+    def _new_loop(self, parts: Parts, journal: JournalWriter, opening: Opening, supply: Supply) -> Loop:
         if parts.total_steps != self._recording.started.total_steps:
             raise InputError(
                 f"the recorded run had {self._recording.started.total_steps} steps, the manifest and the "
                 f"data here give {parts.total_steps}: the task's data has changed"
             )
-        return ReplayLoop(self._recording, parts, journal, opening.store, self._observer)
+        return ReplayLoop(self._recording, parts, journal, opening.store, self._observer, supply)
+
+
+def recorded_kernels(
+    recording: Recording, blueprints: Mapping[str, Blueprint]
+) -> dict[str, UsableKernel] | None:
+    """The kernels of a recorded run whose graphs are known, by id; None where it had no kernels at all.
+
+    Args:
+        recording: of the run.
+        blueprints: graphs by blueprint id, beside those of the seeds that were planted.
+    """
+    arrived = [e.event for e in recording.entries if isinstance(e.event, KernelsArrived)]
+    if not arrived:
+        return None
+    graphs = dict(blueprints)
+    for entry in recording.entries:
+        if isinstance(entry.event, SeedChanged) and entry.event.graph is not None:
+            graphs[entry.event.blueprint] = entry.event.graph
+    return {
+        kernel.kernel: UsableKernel(**dict(kernel), graph=graphs[kernel.blueprint])
+        for event in arrived
+        for kernel in event.kernels
+        if kernel.blueprint in graphs
+    }
 
 
 def replayed_manifest(recording: Recording) -> MorphogeneticRun:

@@ -16,6 +16,9 @@ class Observer(Protocol):
     def on_event(self, entry: JournalEntry) -> None:
         """An entry was added to the journal."""
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Before the first step something is made ready, ``done`` of ``total``; ``text`` says what."""
+
 
 class NoObserver:
     """Watches nothing."""
@@ -24,6 +27,9 @@ class NoObserver:
         """Do nothing."""
 
     def on_event(self, entry: JournalEntry) -> None:
+        """Do nothing."""
+
+    def on_preparing(self, text: str, done: int, total: int) -> None:
         """Do nothing."""
 
 
@@ -37,7 +43,8 @@ class Result:
         step: optimizer steps done.
         folder: the run's folder.
         finished: the journal's last entry of a complete run; None for an interrupted one.
-        trained: False when the run had been complete before and nothing was done.
+        trained: False when nothing was done: the run had been complete before, or was stopped before it could
+            go on.
     """
 
     outcome: Literal["Complete", "Interrupted"]

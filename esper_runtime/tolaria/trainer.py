@@ -1,15 +1,19 @@
 """Training a run in its folder: begin or go on, train, finish or stop with a checkpoint."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from esper_runtime.contracts import (
+    ControllerKind,
     EsperError,
     Finished,
     InputError,
     Interrupted,
+    KernelsArrived,
+    KernelsGone,
     MorphogeneticRun,
     RolledBack,
     RunFailedError,
@@ -24,6 +28,7 @@ from esper_runtime.tolaria.absorption import absorb_at_end
 from esper_runtime.tolaria.checkpoint import SavedState
 from esper_runtime.tolaria.environment import describe, prepared, seed_all
 from esper_runtime.tolaria.followers import Beginning, JournalPosition, NoCheckpoints, hand_over, take_over
+from esper_runtime.tolaria.forging import ForgingStoppedError
 from esper_runtime.tolaria.group import Group, join
 from esper_runtime.tolaria.journal import JournalWriter
 from esper_runtime.tolaria.ledger import Purpose
@@ -34,9 +39,13 @@ from esper_runtime.tolaria.parts import Parts, build_parts
 from esper_runtime.tolaria.randomness import derived_seed
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
 from esper_runtime.tolaria.steering import Inbox, Steering
+from esper_runtime.tolaria.stocking import follow_stocked, stocked
+from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.tasks import Task
 
 MODEL = "model"
+KNOWN_TO_ALL = (Steered, KernelsArrived, KernelsGone)
+"""Events that every rank needs from the journal when it begins."""
 
 
 class Trainer:
@@ -106,11 +115,36 @@ class Trainer:
             return self._complete_before(opening)
         check_output(self._output)
         parts = self._parts(group, device)
+        try:
+            with self._stocked(parts, opening) as supply:
+                return self._train(parts, opening, supply)
+        except ForgingStoppedError:
+            group.close()
+            return self._stopped_before()
+
+    def _stopped_before(self) -> Result:
+        """It was told to stop while kernels were made ready; what is ready stays so."""
+        reason = self._stop or "another rank was told to stop"
+        return Result("Interrupted", reason, 0, self._folder, trained=False)
+
+    def _stocked(self, parts: Parts, opening: Opening) -> AbstractContextManager[Supply]:
+        """Inside, the model has its validated kernels, and its thread that loads them."""
+        off = self._controller is None and self._run.spec.growth.controller.kind is ControllerKind.OFF
+        return stocked(
+            parts.model,
+            opening.entries,
+            grows=not off,
+            told=self._observer.on_preparing,
+            stopping=lambda: self._stop is not None,
+            group=parts.group,
+        )
+
+    def _train(self, parts: Parts, opening: Opening, supply: Supply) -> Result:
         self._folder.mkdir(parents=True, exist_ok=True)
         resumption = opening.attempt if isinstance(opening.attempt, Resume) else None
         incarnation = resumption.incarnation if resumption else 0
         with JournalWriter(opening.journal, incarnation) as journal:
-            self._loop = self._new_loop(parts, journal, opening)
+            self._loop = self._new_loop(parts, journal, opening, supply)
             self._loop.stop = self._stop
             try:
                 self._begin(self._loop, journal, opening, resumption)
@@ -125,10 +159,16 @@ class Trainer:
         if group.share(None):
             return Result("Complete", "it was complete before", 0, self._folder, trained=False)
         parts = self._parts(group, device)
+        try:
+            known, offer = follow_stocked(group, parts.model, lambda: self._stop is not None)
+        except ForgingStoppedError:
+            group.close()
+            return self._stopped_before()
         beginning = take_over(group)
         journal = JournalPosition(beginning.incarnation, beginning.sequence)
-        steering = Steering(None, beginning.steered)
-        self._loop = loop = Loop(parts, journal, NoCheckpoints(), self._observer, steering)
+        steering = Steering(None, beginning.known_to_all)
+        supply = Supply(known, beginning.known_to_all, offer)
+        self._loop = loop = Loop(parts, journal, NoCheckpoints(), self._observer, steering, supply)
         loop.stop = self._stop
         seed_all(derived_seed("rank", self._run.spec.training.random_seed, group.rank) % 2**32)
         if beginning.saved is not None:
@@ -149,12 +189,12 @@ class Trainer:
             self._run, device, self._host, self._task, self._controller, self._directory, group
         )
 
-    def _new_loop(self, parts: Parts, journal: JournalWriter, opening: Opening) -> Loop:
+    def _new_loop(self, parts: Parts, journal: JournalWriter, opening: Opening, supply: Supply) -> Loop:
         remote = self._remote(parts, journal.incarnation)
         if remote is not None:
             parts.controller = remote
         steering = Steering(self._commands, opening.entries)
-        loop = Loop(parts, journal, opening.store, self._observer, steering)
+        loop = Loop(parts, journal, opening.store, self._observer, steering, supply)
         if remote is not None:
             remote.journal = loop.record
         return loop
@@ -204,8 +244,8 @@ class Trainer:
             loop.record(back.event)
         if not any(isinstance(entry.event, Started) for entry in opening.entries):
             loop.record(_started(parts, opening, environment))
-        steered = tuple(entry for entry in opening.entries if isinstance(entry.event, Steered))
-        hand_over(parts.group, Beginning(journal.incarnation, journal.sequence, steered, faults, saved))
+        shared = tuple(entry for entry in opening.entries if isinstance(entry.event, KNOWN_TO_ALL))
+        hand_over(parts.group, Beginning(journal.incarnation, journal.sequence, shared, faults, saved))
         self._go_on(loop, saved is not None)
 
     def _go_on(self, loop: Loop, resumed: bool) -> None:
@@ -230,6 +270,7 @@ class Trainer:
         parts = loop.parts
         loop.checkpoint()
         parts.group.close()
+        loop.report_kernels(parts.model.seeds)
         absorb_at_end(parts, loop.record)
         test_loss, test_metric = parts.evaluate(parts.task.test, Purpose.TEST)
         digest = save_model(parts.model, self._run, parts.task, self._output)

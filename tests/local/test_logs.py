@@ -23,6 +23,9 @@ def logged(folder, *kinds, say=print):
             recorder.on_step(step, loss)
             found.on_step(step, loss)
 
+        def on_preparing(self, text, done, total):
+            found.on_preparing(text, done, total)
+
         def on_event(self, entry):
             recorder.on_event(entry)
             found.on_event(entry)

@@ -75,6 +75,9 @@ class Witness:
         if step == self.term_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Nothing to keep."""
+
     def on_event(self, entry: JournalEntry) -> None:
         """Note what happens to seeds."""
         if isinstance(entry.event, SeedChanged):

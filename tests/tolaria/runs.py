@@ -127,6 +127,9 @@ class Recorder:
         if step == self.stop_at and self.trainer is not None:
             self.trainer.request_stop(f"the test stops it at step {step}")
 
+    def on_preparing(self, text: str, done: int, total: int) -> None:
+        """Nothing to keep."""
+
     def on_event(self, entry: JournalEntry) -> None:
         """Keep the entry."""
         self.entries.append(entry)

@@ -99,6 +99,9 @@ class Doomed:
         if self.where == "step" and step == self.moment:
             die()
 
+    def on_preparing(self, text, done, total):
+        """Nothing to keep."""
+
     def on_event(self, entry):
         if self.where == "entry" and entry.sequence == self.moment:
             die()

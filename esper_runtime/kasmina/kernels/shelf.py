@@ -1,5 +1,6 @@
 """The shelf: this machine's folder of kernels, from which nothing is taken that is not verified again."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pydantic import Field, ValidationError
 from esper_runtime.artifact import (
     Trust,
     VerifiedArtifact,
+    decode_signed,
     guarded_folder,
     open_artifact,
     read_canonical,
@@ -16,18 +18,22 @@ from esper_runtime.artifact import (
 )
 from esper_runtime.contracts import (
     ArtifactError,
+    CompileFailed,
     ContractModel,
+    EsperError,
     KernelError,
     KernelState,
     Role,
     Ruling,
     Signed,
+    Statement,
     UsableKernel,
+    Verdict,
     canonical_json,
 )
 
 KERNELS = "kernels"
-ARCHIVE, WORDS = ".kernel", ".json"
+ARCHIVE, WORDS, REJECTED = ".kernel", ".json", ".rejected"
 _DIGITS = 16
 _MOST_WORDS = 1_048_576
 
@@ -118,23 +124,57 @@ class Shelf:
                 raise KernelError(f"{ruling.kernel} is quarantined: {ruling.reason}")
         return artifact
 
-    def usable(self, kernels: Iterable[str], trust: Trust) -> tuple[dict[str, UsableKernel], dict[str, str]]:
-        """Those of ``kernels`` that are here and may run, each verified; and why the others may not."""
+    def usable(
+        self, kernels: Iterable[str], trust: Trust
+    ) -> tuple[dict[str, UsableKernel], dict[str, EsperError]]:
+        """Those of ``kernels`` that are here and may run, each verified; and why the others may not.
+
+        What is wrong is a `KernelError` where making the kernel again would not change it.
+        """
         names: dict[str, list[str]] = {}
         for name in self.artifacts():
             names.setdefault(name[: -_DIGITS - 1], []).append(name)
+        revoked = {digest[:_DIGITS]: r.reason for digest, r in trust.keys.revoked_digests.items()}
         found: dict[str, UsableKernel] = {}
-        refused: dict[str, str] = {}
+        refused: dict[str, EsperError] = {}
         for kernel in kernels:
             for name in names.get(kernel, ()):
+                if name[-_DIGITS:] in revoked:
+                    refused[kernel] = KernelError(f"{name} is revoked: {revoked[name[-_DIGITS:]]}")
+                    continue
                 try:
                     found[kernel] = usable(self.open(name, trust))
+                    refused.pop(kernel, None)
                     break
                 except (ArtifactError, KernelError) as error:
-                    refused[kernel] = str(error)
-            if kernel not in found:
-                refused.setdefault(kernel, f"it is not in {self.folder}")
-        return found, {kernel: why for kernel, why in refused.items() if kernel not in found}
+                    refused[kernel] = error
+            if kernel not in names:
+                refused[kernel] = self._rejection(kernel, trust) or ArtifactError(
+                    f"{kernel} is not in {self.folder}"
+                )
+        return found, refused
+
+    def reject(self, kernel: str, signed: Signed) -> None:
+        """Keep the signed word that a kernel cannot be made, or did not pass, so that it is not tried again.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        data = canonical_json(signed.model_dump(mode="json", by_alias=True))
+        write_atomically(self.folder / f"{kernel}{REJECTED}", data, 0o600)
+
+    def _rejection(self, kernel: str, trust: Trust) -> KernelError | None:
+        path = self.folder / f"{kernel}{REJECTED}"
+        try:
+            signed = decode_signed(path.read_bytes())
+        except (OSError, ArtifactError):
+            return None
+        for role in (Role.URABRASK, Role.TEZZERET):
+            with contextlib.suppress(ArtifactError):
+                said = trust.verify(signed, role)
+                if said.kernel == kernel and (reason := _bad_word(said)) is not None:
+                    return KernelError(f"{reason} (remove {path} to have it tried again)")
+        return None
 
     def _read_words(self, name: str) -> Words | None:
         path = self.folder / f"{name}{WORDS}"
@@ -164,6 +204,7 @@ def usable(artifact: VerifiedArtifact) -> UsableKernel:
         kernel=artifact.compiled.kernel,
         digest=artifact.compiled.digest,
         blueprint=spec.blueprint,
+        name=artifact.blueprint.name,
         graph=artifact.blueprint,
         interface=spec.interface,
         pipeline=spec.pipeline,
@@ -172,6 +213,16 @@ def usable(artifact: VerifiedArtifact) -> UsableKernel:
         risk=report.risk,
         figures=figures,
     )
+
+
+def _bad_word(said: Statement) -> str | None:
+    """What a statement says against its kernel."""
+    if isinstance(said, CompileFailed):
+        return f"{said.kernel} cannot be made: {said.reason}"
+    if isinstance(said, Verdict) and not said.report.passed:
+        reasons = "; ".join(f"{check.name}: {check.reason}" for check in said.report.failures[:3])
+        return f"{said.kernel} did not pass: {reasons}"
+    return None
 
 
 def _name(kernel: str, digest: str) -> str:

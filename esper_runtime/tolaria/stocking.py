@@ -1,0 +1,145 @@
+"""Giving a model that is to grow its validated kernels, before its first step."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from esper_runtime.artifact import KeyRing, esper_home
+from esper_runtime.contracts import (
+    EsperError,
+    JournalEntry,
+    KernelError,
+    KernelsArrived,
+    KernelSpec,
+    Pipeline,
+    UsableKernel,
+)
+from esper_runtime.kasmina import Growable, KernelCache, Shelf, Stock, candidates, current_target, spec_for
+from esper_runtime.tolaria.forging import ForgingStoppedError, Told, prepare
+from esper_runtime.tolaria.group import Alone, Group
+from esper_runtime.tolaria.supply import Offer, Supply, offer_at_start
+
+BEAT_SECONDS = 1.0
+"""Between two words of rank 0 to the others while kernels are made."""
+
+
+def wanted_kernels(model: Growable) -> dict[str, KernelSpec]:
+    """The kernels of the model's blueprints that fit its slots, by id.
+
+    Plain graphs are tested on the CPU wherever they train: they hold no code of a device.
+
+    Raises:
+        KernelError: there are no kernels for this machine.
+    """
+    target = current_target()
+    pairs = {(c.blueprint, model.place(c.slot).interface): None for c in candidates(model)}
+    specs = (spec_for(blueprint, interface, target, Pipeline.FAST) for blueprint, interface in pairs)
+    return {spec.kernel_id: spec for spec in specs}
+
+
+@contextlib.contextmanager
+def stocked(
+    model: Growable,
+    entries: Iterable[JournalEntry] = (),
+    *,
+    grows: bool = True,
+    told: Told = lambda text, done, total: None,
+    stopping: Callable[[], bool] = lambda: False,
+    group: Group | None = None,
+) -> Iterator[Supply]:
+    """Inside, the model has a stock, and what it begins with is offered to it.
+
+    Args:
+        model: that grows.
+        entries: the run's journal so far.
+        grows: False where nothing is ever planted.
+        told: is told how far it is with kernels that have to be made.
+        stopping: whether to stop.
+        group: the ranks that train together, of which this is rank 0.
+
+    Raises:
+        ForgingStoppedError: it was told to stop.
+        KernelError: kernels can neither be found nor made; the text says what to do.
+        ArtifactError: keys or shelf of this machine cannot be used.
+    """
+    group, entries = group or Alone(), tuple(entries)
+    if not grows and not any(isinstance(entry.event, KernelsArrived) for entry in entries):
+        model.stock = Stock()
+        _tell_supply(group, {}, Offer())
+        yield Supply()
+        return
+    home = esper_home()
+    with _telling(group, told, stopping) as (tell, stop):
+        specs = wanted_kernels(model) if grows else {}
+        found = prepare(list(specs.values()), model.blueprints, home, tell, stop)
+    trust, shelf = KeyRing(home).trust, Shelf(home)
+    named = {k.kernel for e in entries if isinstance(e.event, KernelsArrived) for k in e.event.kernels}
+    others, lost = shelf.usable(named - specs.keys(), trust)
+    known = dict(found.kernels) | others
+    why_lost = {kernel: str(error) for kernel, error in lost.items()}
+    offer = offer_at_start(found.kernels, found.refused, entries, why_lost)
+    _tell_supply(group, known, offer)
+    if group.size > 1:
+        model.stock = Stock()
+        yield Supply(known, entries, offer)
+        return
+    cache = KernelCache(shelf, trust)
+    cache.fill(kernel.artifact for kernel in known.values())
+    model.stock = Stock((), cache)
+    try:
+        yield Supply(known, entries, offer)
+    finally:
+        cache.close()
+
+
+@contextlib.contextmanager
+def _telling(
+    group: Group, told: Told, stopping: Callable[[], bool]
+) -> Iterator[tuple[Told, Callable[[], bool]]]:
+    """Inside, the other ranks hear from rank 0 every second, so that they neither give up nor run ahead."""
+    if group.size == 1:
+        yield told, stopping
+        return
+    last, stopped = 0.0, False
+
+    def tell(text: str, done: int, total: int) -> None:
+        nonlocal last, stopped
+        told(text, done, total)
+        if time.monotonic() - last >= BEAT_SECONDS:
+            last = time.monotonic()
+            stopped = group.any(stopping())
+            group.share({})
+
+    try:
+        yield tell, lambda: stopped or stopping()
+    except EsperError as error:
+        group.any(stopping())
+        group.share({"failed": str(error), "stopped": isinstance(error, ForgingStoppedError)})
+        raise
+
+
+def _tell_supply(group: Group, known: Mapping[str, UsableKernel], offer: Offer) -> None:
+    if group.size > 1:
+        group.any(False)
+        kernels = [kernel.model_dump(mode="json") for kernel in known.values()]
+        group.share({"known": kernels, "offer": offer.model_dump(mode="json")})
+
+
+def follow_stocked(
+    group: Group, model: Growable, stopping: Callable[[], bool]
+) -> tuple[dict[str, UsableKernel], Offer]:
+    """What rank 0 has verified and offers, on another rank, which takes its word as it takes its weights.
+
+    Raises:
+        ForgingStoppedError: the run is to stop.
+        KernelError: rank 0 cannot have kernels made.
+    """
+    while True:
+        group.any(stopping())
+        told = group.share(None)
+        if "failed" in told:
+            raise (ForgingStoppedError if told["stopped"] else KernelError)(told["failed"])
+        if "known" in told:
+            model.stock = Stock()
+            kernels = [UsableKernel.model_validate(kernel) for kernel in told["known"]]
+            return {kernel.kernel: kernel for kernel in kernels}, Offer.model_validate(told["offer"])
