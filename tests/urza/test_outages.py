@@ -92,6 +92,7 @@ def test_lost_storage_is_seen_by_a_new_incarnation(
     async def work(library: Library) -> None:
         await say(library, keyring, compiled(SPEC, A))
         reader = await Library.connect(server.address, keyring.trust)
+        sleeper = await Library.connect(server.address, keyring.trust)
         before = library.incarnation
         assert before is not None
         assert reader.incarnation == before
@@ -105,10 +106,27 @@ def test_lost_storage_is_seen_by_a_new_incarnation(
             await reader.records()
         assert await library.records() == {}
         assert library.incarnation not in (None, before)
-        assert await say(library, keyring, compiled(SPEC, A)) == [True]
-        assert list(await reader.records()) == [SPEC.kernel_id]
-        assert reader.incarnation == library.incarnation
-        await reader.close()
+        anew = [kernel_spec(flags=(str(number),)) for number in range(3)]
+        assert await say(library, keyring, *(compiled(spec, A) for spec in anew)) == [True] * 3
+        for one in (reader, sleeper):
+            assert set(await one.records()) == {spec.kernel_id for spec in anew}
+            assert one.incarnation == library.incarnation
+            await one.close()
+
+    with_library(server, keyring.trust, work)
+
+
+def test_a_library_that_was_half_made_is_finished_by_its_keeper(
+    server: BundledServer, keyring: KeyRing
+) -> None:
+    async def work(library: Library) -> None:
+        await js(library).purge_stream("KV_blueprints")
+        async with await Library.connect(server.address, keyring.trust) as reader:
+            assert reader.incarnation is None
+        async with await Library.connect(server.address, keyring.trust, keeper=True) as other:
+            assert other.incarnation is not None
+            await library.refresh()
+            assert library.incarnation == other.incarnation
 
     with_library(server, keyring.trust, work)
 

@@ -158,6 +158,17 @@ def test_what_was_changed_or_cut_off_is_refused_and_changes_nothing(
             bad.write_bytes(data[:length])
             with pytest.raises(ArtifactError):
                 await import_library(bad, everything(library))
+        time = json.loads(data.split(b"\n", 1)[0])["time"].encode()
+        entries = rewritten(data, lambda found: found.insert(0, found.pop(1))).rsplit(b"\n", 2)[0]
+        for whole in (
+            data.replace(time, b"1" + time[1:], 1),
+            entries + b"\n" + data.rsplit(b"\n", 2)[1] + b"\n",
+        ):
+            assert len(whole) == len(data)
+            assert whole != data
+            bad.write_bytes(whole)
+            with pytest.raises(ArtifactError, match="what comes before the end"):
+                await import_library(bad, everything(library))
         bad.write_bytes(data + b"\n")
         with pytest.raises(ArtifactError, match="goes on behind its end"):
             await import_library(bad, everything(library))
