@@ -63,9 +63,11 @@ from esper_runtime.contracts.errors import (
 from esper_runtime.contracts.forge import KernelNote, Work, WorkAttempt
 from esper_runtime.contracts.growth import (
     AbsorbWhen,
+    BlueprintSelector,
     ControllerKind,
     Gates,
     Growth,
+    KernelSelector,
     Lifecycle,
     Placement,
     PlanChoice,
@@ -210,6 +212,7 @@ __all__ = [
     "Blueprint",
     "BlueprintEntry",
     "BlueprintError",
+    "BlueprintSelector",
     "BudgetView",
     "BusError",
     "Candidate",
@@ -255,6 +258,7 @@ __all__ = [
     "KernelQuery",
     "KernelRecord",
     "KernelReported",
+    "KernelSelector",
     "KernelSpec",
     "KernelState",
     "KernelSummary",

@@ -9,6 +9,7 @@ from esper_runtime.contracts.base import ContractModel, Rule, Says
 from esper_runtime.contracts.directive import Initialisation
 
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Tag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,46}[a-z0-9])?$", max_length=48)]
 Factor = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?x$", max_length=12),
@@ -190,12 +191,32 @@ class BlueprintSelector(ContractModel):
     exclude: tuple[Glob, ...] = Field(default=(), max_length=64, description="Left out.")
 
 
+class KernelSelector(ContractModel):
+    """Which validated kernels may be planted, by what Urabrask found (`esper library ls` has the tags)."""
+
+    required: tuple[Tag, ...] = Field(default=(), max_length=16, description="Tags that each must have.")
+    excluded: tuple[Tag, ...] = Field(default=(), max_length=16, description="Tags that none may have.")
+    preferred: tuple[Tag, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Tags that are liked: a candidate with all of them counts as if it had gained 10 % more.",
+    )
+    most_risk: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Highest risk of failing, from 0 to 1, that a kernel may have; below 1, one of unknown "
+        "risk is left out.",
+    )
+
+
 class Growth(ContractModel):
     """When, where and what may grow."""
 
     controller: Controller = Field(default=Controller(), description="Who decides, and when.")
     slots: SlotSelector = Field(default=SlotSelector(), description="Where.")
     blueprints: BlueprintSelector = Field(default=BlueprintSelector(), description="What.")
+    kernels: KernelSelector = Field(default=KernelSelector(), description="Which kernels of them.")
     lifecycle: Lifecycle = Field(default=Lifecycle(), description="How a seed lives.")
     gates: Gates = Field(default=Gates(), description="What must be measured.")
     budget: GrowthBudget = Field(default=GrowthBudget(), description="How much.")

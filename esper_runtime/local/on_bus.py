@@ -1,14 +1,15 @@
 """A trainer on the bus: the connection from its begin to its end, and what it is told of."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from esper_runtime.contracts import LOCAL_NAMESPACE, JournalEntry
 from esper_runtime.nissa import count
-from esper_runtime.oona import Bridge, BusAddress
-from esper_runtime.tolaria import Observer
+from esper_runtime.oona import LIBRARY_VARIABLE, Bridge, BusAddress
+from esper_runtime.tolaria import LibraryLink, Observer
 
 FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
 """How long the end of a run waits for what was not sent yet, with and without a bus."""
@@ -42,6 +43,12 @@ class Both:
         """Tell both what is made ready."""
         self._first.on_preparing(text, done, total)
         self._second.on_preparing(text, done, total)
+
+
+def library_link(run: str) -> LibraryLink | None:
+    """The way to the library that the environment names, for the trainer of ``run``; None for none."""
+    path = os.environ.get(LIBRARY_VARIABLE)
+    return LibraryLink(lambda: BusAddress.load(Path(path)), run) if path else None
 
 
 @contextlib.contextmanager

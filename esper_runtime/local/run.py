@@ -25,7 +25,7 @@ from esper_runtime.local.export import export_run, has_export
 from esper_runtime.local.folder import RunFolder
 from esper_runtime.local.logs import open_logs
 from esper_runtime.local.look import look_at
-from esper_runtime.local.on_bus import Both, connected
+from esper_runtime.local.on_bus import Both, connected, library_link
 from esper_runtime.local.post import Post
 from esper_runtime.local.progress import Progress
 from esper_runtime.local.stop import StopSignals
@@ -166,7 +166,8 @@ def _go(
             progress.say(f"run {run.metadata.name!r} is unfinished; going on with it")
     folder.keep_manifest(manifest)
     post = None if bridge is None else Post(bridge, run.metadata.name)
-    observer: Observer = progress if bridge is None else Both(progress, BusObserver(bridge, entries))
+    library = library_link(run.metadata.name) if bridge is not None else None
+    observer: Observer = progress if bridge is None else Both(progress, BusObserver(bridge, entries, library))
     logs = open_logs(run, folder.path, progress.say)
     trainer = Trainer(
         run,
@@ -175,6 +176,7 @@ def _go(
         directory=directory,
         commands=post,
         link=None if post is None else post.link,
+        library=library,
     )
     signals.forward(trainer.request_stop)
     try:

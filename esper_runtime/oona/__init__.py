@@ -16,6 +16,7 @@ from esper_runtime.oona.client import (
 )
 from esper_runtime.oona.courier import BusStatus, consumer_name
 from esper_runtime.oona.receive import Received, Receiver, ensure_consumer
+from esper_runtime.oona.reports import Reports
 from esper_runtime.oona.roles import BusRole
 from esper_runtime.oona.server import BundledServer
 from esper_runtime.oona.stores import (
@@ -55,6 +56,7 @@ __all__ = [
     "OutOfOrderError",
     "Received",
     "Receiver",
+    "Reports",
     "Tail",
     "WorkItem",
     "WorkQueue",

@@ -86,7 +86,7 @@ TABLE: Mapping[BusRole, Rights] = {
     BusRole.TRAINING: Rights(
         says=("$KV.wishes.>", "esper.run.*.*.report"),
         hears=(LIBRARY_SUBJECT,),
-        reads=_LIBRARY,
+        reads=(*_LIBRARY, "REPORTS"),
     ),
     BusRole.READER: Rights(
         hears=(LIBRARY_SUBJECT,),

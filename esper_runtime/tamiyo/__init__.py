@@ -5,6 +5,7 @@ Every decision carries its reason and stays within limits that no controller can
 
 from esper_runtime.contracts import ControllerKind, Growth
 from esper_runtime.tamiyo.heuristic import HeuristicController
+from esper_runtime.tamiyo.kernels import why_not
 from esper_runtime.tamiyo.limits import plantable, refuse
 from esper_runtime.tamiyo.protocol import Controller, Lesson, OffController
 from esper_runtime.tamiyo.remote import ControllerLink, RemoteController
@@ -27,4 +28,5 @@ __all__ = [
     "make_controller",
     "plantable",
     "refuse",
+    "why_not",
 ]

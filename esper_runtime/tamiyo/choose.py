@@ -1,10 +1,11 @@
 """Where and what: the measured candidate to plant first, and the best set beside it within the budget."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from esper_runtime.contracts import Candidate, Measured, SystemState
+from esper_runtime.tamiyo.kernels import liking, order
 from esper_runtime.tamiyo.limits import Limits
 
 POOL = 24
@@ -26,7 +27,9 @@ class Option:
     value: float
 
 
-def options(candidates: Sequence[Candidate], z: float, loss: float) -> list[Option]:
+def options(
+    candidates: Sequence[Candidate], z: float, loss: float, preferred: Collection[str] = ()
+) -> list[Option]:
     """Candidates whose gain is measured, surely above zero and of some size, the most promising first.
 
     A gain's worth is its lower bound ``mean - z * standard_error``: what is uncertain counts for less.
@@ -35,9 +38,10 @@ def options(candidates: Sequence[Candidate], z: float, loss: float) -> list[Opti
         candidates: those tried.
         z: half-width of the interval in standard errors.
         loss: present loss, of which a gain must be at least `LEAST_GAIN`.
+        preferred: tags of kernels that are liked.
     """
     found = [
-        Option(candidate, candidate.gain, candidate.gain.lower(z))
+        Option(candidate, candidate.gain, candidate.gain.lower(z) * liking(candidate, preferred))
         for candidate in candidates
         if candidate.gain is not None
     ]
@@ -45,9 +49,9 @@ def options(candidates: Sequence[Candidate], z: float, loss: float) -> list[Opti
     return sorted((o for o in found if o.value > 0 and o.gain.mean >= least), key=_order)
 
 
-def _order(option: Option) -> tuple[float, int, str, str]:
+def _order(option: Option) -> tuple[float, int, tuple[float, float], str, str]:
     candidate = option.candidate
-    return (-option.value, candidate.parameters, candidate.slot, candidate.blueprint)
+    return (-option.value, candidate.parameters, order(candidate), candidate.slot, candidate.blueprint)
 
 
 def first_choice(found: Sequence[Option], macs_now: int) -> Option:

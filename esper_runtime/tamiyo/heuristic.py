@@ -16,6 +16,7 @@ from esper_runtime.contracts import (
 from esper_runtime.tamiyo import words
 from esper_runtime.tamiyo.choose import LEAST_GAIN, Option, best_set, first_choice, options, overlaps_of
 from esper_runtime.tamiyo.judge import Judge, z_value
+from esper_runtime.tamiyo.kernels import in_words
 from esper_runtime.tamiyo.limits import Limits
 from esper_runtime.tamiyo.memory import Memory
 from esper_runtime.tamiyo.plan import make_plan
@@ -200,7 +201,8 @@ class HeuristicController:
         self, state: SystemState, when: Timing, limits: Limits, tried: Sequence[Candidate]
     ) -> Decision:
         now = state.validations[-1]
-        found = options(tried, self._z, now.loss if now.train_loss is None else now.train_loss)
+        loss = now.loss if now.train_loss is None else now.train_loss
+        found = options(tried, self._z, loss, self._growth.kernels.preferred)
         if not found:
             text = (
                 f"none of the candidates tried surely lowers the training loss by {LEAST_GAIN:.1%} or more "
@@ -237,7 +239,15 @@ class HeuristicController:
             blueprint=candidate.blueprint,
             plan=make_plan(self._growth.lifecycle, state.step, self._total_steps, self._every, culls),
             effective_step=state.step,
-            explanation=words.planting(option, rival, why, limits.parameters_left, self._z, state),
+            explanation=words.planting(
+                option,
+                rival,
+                why,
+                limits.parameters_left,
+                self._z,
+                state,
+                in_words(candidate, self._growth.kernels.preferred),
+            ),
             evidence={
                 **when.evidence,
                 "gain": option.gain.mean,

@@ -7,7 +7,9 @@ LONGEST = 2000
 """Characters that an explanation may have (contracts)."""
 
 
-def planting(option: Option, rival: Option | None, why: str, left: int, z: float, state: SystemState) -> str:
+def planting(
+    option: Option, rival: Option | None, why: str, left: int, z: float, state: SystemState, kernel: str = ""
+) -> str:
     """Why this option is planted: reason, measured gain with its interval, rival, and share of the budget.
 
     Args:
@@ -17,6 +19,7 @@ def planting(option: Option, rival: Option | None, why: str, left: int, z: float
         left: parameters that growth may still use.
         z: half-width of the interval in standard errors.
         state: the snapshot of the boundary.
+        kernel: what is known of the kernel that would run.
     """
     candidate, gain = option.candidate, option.gain
     compared = "" if rival is None else f" (best of the other slots {rival.gain.mean:.3g})"
@@ -24,7 +27,7 @@ def planting(option: Option, rival: Option | None, why: str, left: int, z: float
         f"step {state.step} of {state.total_steps}: {why}; '{candidate.name}' at {candidate.slot} lowers the "
         f"training loss by {gain.mean:.3g} +- {z * gain.standard_error:.2g} in a trial of "
         f"{candidate.trial_steps} steps{compared}; it takes {candidate.parameters:,} of {left:,} parameters "
-        f"left"
+        f"left" + (f"; {kernel}" if kernel else "")
     )
 
 

@@ -24,6 +24,7 @@ from esper_runtime.tolaria.hosts import (
 from esper_runtime.tolaria.journal import JournalWriter, must_sync
 from esper_runtime.tolaria.learning import Gradients, Learner
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example, parameters_of
+from esper_runtime.tolaria.library import LibraryLink
 from esper_runtime.tolaria.messenger import BusObserver
 from esper_runtime.tolaria.model_folder import ARCHITECTURE, WEIGHTS, load, read_model, save_model
 from esper_runtime.tolaria.optimizer import GroupedOptimizer, clip_gradients
@@ -66,6 +67,7 @@ __all__ = [
     "LanguageTask",
     "Learner",
     "Ledger",
+    "LibraryLink",
     "Mlp",
     "NoObserver",
     "Observer",

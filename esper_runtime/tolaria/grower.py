@@ -46,6 +46,7 @@ from esper_runtime.tolaria.optimizer import clip_gradients
 from esper_runtime.tolaria.reporting import reports_of
 from esper_runtime.tolaria.seed_optimizer import SeedOptimizer
 from esper_runtime.tolaria.stocking import stocked
+from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.training_state import structure_of
 from esper_runtime.tolaria.trials import TrialSettings
 
@@ -122,10 +123,13 @@ class Grower:
         model.host_macs = model.host_macs or macs_per_example(model.host, first.args, first.kwargs)
         model.limits = model.limits.or_else(limits_of(growth, model.host_parameters, model.host_macs))
         self._kernels = ExitStack()
+        self._supply = Supply()
         if model.stock is None:
             off = controller is None and growth.controller.kind is ControllerKind.OFF
-            supply = self._kernels.enter_context(stocked(model, grows=not off, told=_told))
-            supply.apply(0, model, journal, lambda: -1, ())
+            self._supply = self._kernels.enter_context(
+                stocked(model, grows=not off, told=_told, selector=growth.kernels)
+            )
+            self._supply.apply(0, model, journal, lambda: -1, ())
         newborn = growth.lifecycle
         settings = TrialSettings(
             clip_norm,
@@ -219,6 +223,10 @@ class Grower:
             self._kernels.close()
             self._absorb(batch)
             return changes
+        if not self._supply.idle:
+            new = self._supply.arrived()
+            if self._supply.apply(self.steps, self.model, self._journal, lambda: -1, new):
+                self._boundary.look_for_candidates()
         changes = self._boundary.apply(self.steps)
         self._report(changes.gone)
         if self.steps % settings.every == 0:

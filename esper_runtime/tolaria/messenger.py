@@ -21,6 +21,7 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.nissa import effective
 from esper_runtime.oona import Bridge
+from esper_runtime.tolaria.library import LibraryLink
 
 PROGRESS_SECONDS = 1.0
 """Progress without news is sent no more often than this."""
@@ -34,10 +35,16 @@ class BusObserver:
     Args:
         bridge: of the run.
         earlier: the journal's entries from before this process; a resumed run needs them.
+        library: which is told what kernels have done, too.
     """
 
-    def __init__(self, bridge: Bridge, earlier: Sequence[JournalEntry] = ()) -> None:
-        self._bridge = bridge
+    def __init__(
+        self,
+        bridge: Bridge,
+        earlier: Sequence[JournalEntry] = (),
+        library: LibraryLink | None = None,
+    ) -> None:
+        self._bridge, self._library = bridge, library
         self._entries = list(earlier)
         self._started: Started | None = None
         self._validated: Validated | None = None
@@ -81,6 +88,8 @@ class BusObserver:
     def _report(self, entry: JournalEntry) -> None:
         if isinstance(entry.event, KernelReported):
             self._bridge.report(entry.digest, entry.event.report)
+            if self._library is not None:
+                self._library.report(entry.digest, entry.event.report)
 
     def on_preparing(self, text: str, done: int, total: int) -> None:
         """Nothing is sent before the run begins."""

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from esper_runtime.blueprint import catalogue
-from esper_runtime.contracts import Blueprint, ControllerKind, InputError, MorphogeneticRun, Precision
+from esper_runtime.contracts import (
+    Blueprint,
+    BlueprintSelector,
+    ControllerKind,
+    InputError,
+    MorphogeneticRun,
+    Precision,
+)
 from esper_runtime.kasmina import Growable, Limits, Survey, Trial, survey
 from esper_runtime.tamiyo import Controller, make_controller
 from esper_runtime.tolaria.batches import BatchOrder, to_device
@@ -43,18 +50,19 @@ def chosen_blueprints(run: MorphogeneticRun) -> dict[str, Blueprint]:
         InputError: there are none.
     """
     wanted = run.spec.growth.blueprints
-    chosen = {
-        name: blueprint
-        for name, blueprint in catalogue().items()
-        if any(fnmatchcase(name, glob) for glob in wanted.include)
-        and not any(fnmatchcase(name, glob) for glob in wanted.exclude)
-    }
+    chosen = {name: blueprint for name, blueprint in catalogue().items() if allowed_name(wanted, name)}
     if not chosen:
         raise InputError(
             f"spec.growth.blueprints: no blueprint matches include {list(wanted.include)} without exclude "
             f"{list(wanted.exclude)}; there are {', '.join(catalogue())}"
         )
     return chosen
+
+
+def allowed_name(wanted: BlueprintSelector, name: str) -> bool:
+    """Whether the manifest allows a blueprint of this name."""
+    included = any(fnmatchcase(name, glob) for glob in wanted.include)
+    return included and not any(fnmatchcase(name, glob) for glob in wanted.exclude)
 
 
 @dataclass

@@ -4,21 +4,27 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from esper_runtime.artifact import KeyRing, esper_home
+from esper_runtime.artifact import KeyRing, Trust, esper_home
 from esper_runtime.contracts import (
+    Blueprint,
     EsperError,
     JournalEntry,
     KernelError,
     KernelsArrived,
+    KernelSelector,
     KernelSpec,
     Pipeline,
     UsableKernel,
 )
 from esper_runtime.kasmina import Growable, KernelCache, Shelf, Stock, candidates, current_target, spec_for
-from esper_runtime.tolaria.forging import ForgingStoppedError, Told, prepare
+from esper_runtime.tolaria.forging import WAKE_SECONDS, ForgingStoppedError, Told, prepare
 from esper_runtime.tolaria.group import Alone, Group
+from esper_runtime.tolaria.library import LibraryLink, Wanted
 from esper_runtime.tolaria.supply import Offer, Supply, offer_at_start
+from esper_runtime.tolaria.watching import ShelfWatch
 
+PATIENCE_SECONDS = 25.0
+"""How long the library may take for its first or next kernel before they are made here."""
 BEAT_SECONDS = 1.0
 """Between two words of rank 0 to the others while kernels are made."""
 
@@ -46,6 +52,9 @@ def stocked(
     told: Told = lambda text, done, total: None,
     stopping: Callable[[], bool] = lambda: False,
     group: Group | None = None,
+    selector: KernelSelector | None = None,
+    library: LibraryLink | None = None,
+    allows: Callable[[Blueprint], bool] = lambda blueprint: True,
 ) -> Iterator[Supply]:
     """Inside, the model has a stock, and what it begins with is offered to it.
 
@@ -56,6 +65,10 @@ def stocked(
         told: is told how far it is with kernels that have to be made.
         stopping: whether to stop.
         group: the ranks that train together, of which this is rank 0.
+        selector: which kernels the manifest allows.
+        library: the way to the library, not started yet; without one, kernels are made by processes of this
+            run's own.
+        allows: whether the manifest allows a blueprint that people enter in the library.
 
     Raises:
         ForgingStoppedError: it was told to stop.
@@ -69,27 +82,64 @@ def stocked(
         yield Supply()
         return
     home = esper_home()
-    with _telling(group, told, stopping) as (tell, stop):
-        specs = wanted_kernels(model) if grows else {}
-        found = prepare(list(specs.values()), model.blueprints, home, tell, stop)
     trust, shelf = KeyRing(home).trust, Shelf(home)
-    named = {k.kernel for e in entries if isinstance(e.event, KernelsArrived) for k in e.event.kernels}
-    others, lost = shelf.usable(named - specs.keys(), trust)
-    known = dict(found.kernels) | others
-    why_lost = {kernel: str(error) for kernel, error in lost.items()}
-    offer = offer_at_start(found.kernels, found.refused, entries, why_lost)
-    _tell_supply(group, known, offer)
-    if group.size > 1:
-        model.stock = Stock()
-        yield Supply(known, entries, offer)
-        return
-    cache = KernelCache(shelf, trust)
-    cache.fill(kernel.artifact for kernel in known.values())
-    model.stock = Stock((), cache)
-    try:
-        yield Supply(known, entries, offer)
-    finally:
-        cache.close()
+    with contextlib.ExitStack() as stack:
+        specs = wanted_kernels(model) if grows else {}
+        with _telling(group, told, stopping) as (tell, stop):
+            if library is not None:
+                slots = tuple({slot.place.interface: None for slot in model.slots.values()})
+                library.start(Wanted(specs, slots, current_target(), allows), shelf, trust)
+                stack.callback(library.close)
+                wait_for_library(library, shelf, trust, specs, tell, stop)
+            found = prepare(list(specs.values()), model.blueprints, home, tell, stop)
+        named = {k.kernel for e in entries if isinstance(e.event, KernelsArrived) for k in e.event.kernels}
+        others, lost = shelf.usable(named - specs.keys(), trust)
+        known = dict(found.kernels) | others
+        why_lost = {kernel: str(error) for kernel, error in lost.items()}
+        offer = offer_at_start(found.kernels, found.refused, entries, why_lost)
+        _tell_supply(group, known, offer)
+        supply = Supply(known, entries, offer, selector)
+        if library is not None:
+            supply.offers = library.offers
+        watch = ShelfWatch(supply, shelf, trust)
+        watch.start()
+        stack.callback(watch.close)
+        if group.size > 1:
+            model.stock = Stock()
+        else:
+            cache = KernelCache(shelf, trust)
+            stack.callback(cache.close)
+            cache.fill(kernel.artifact for kernel in known.values())
+            model.stock = Stock((), cache)
+        yield supply
+
+
+def wait_for_library(
+    library: LibraryLink,
+    shelf: Shelf,
+    trust: Trust,
+    specs: Mapping[str, KernelSpec],
+    told: Told,
+    stopping: Callable[[], bool],
+) -> None:
+    """Let the library's workers make what the shelf lacks, as long as they get on with it.
+
+    Raises:
+        ForgingStoppedError: it was told to stop.
+    """
+    _, lacking = shelf.usable(specs, trust)
+    lacking = {kernel: error for kernel, error in lacking.items() if not isinstance(error, KernelError)}
+    before, since = -1, time.monotonic()
+    while lacking and (done := len(library.settled & lacking.keys())) < len(lacking):
+        if done != before:
+            before, since = done, time.monotonic()
+        if time.monotonic() - since > PATIENCE_SECONDS:
+            told("the library does not get on; kernels are made here", done, len(specs))
+            return
+        if stopping():
+            raise ForgingStoppedError("stopped while kernels were made")
+        told("kernels are made and tested", len(specs) - len(lacking) + done, len(specs))
+        time.sleep(WAKE_SECONDS)
 
 
 @contextlib.contextmanager

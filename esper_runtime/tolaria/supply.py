@@ -14,10 +14,12 @@ from esper_runtime.contracts import (
     Event,
     JournalEntry,
     KernelsArrived,
+    KernelSelector,
     KernelsGone,
     UsableKernel,
 )
 from esper_runtime.kasmina import Growable
+from esper_runtime.tamiyo import why_not
 
 Change = KernelsArrived | KernelsGone
 
@@ -38,6 +40,7 @@ class Supply:
         known: verified kernels by id. Of those that the journal names, only these are admitted.
         entries: the journal so far.
         first: what is offered to begin with; all ranks have it.
+        selector: which kernels the manifest allows.
 
     Attributes:
         offers: what arrives; another thread may append to it. Of several ranks, only rank 0 gets any.
@@ -48,7 +51,9 @@ class Supply:
         known: Mapping[str, UsableKernel] | None = None,
         entries: Iterable[JournalEntry] = (),
         first: Offer | None = None,
+        selector: KernelSelector | None = None,
     ) -> None:
+        self._selector = selector or KernelSelector(most_risk=1.0)
         self.known = dict(known or {})
         self.offers: deque[Offer] = deque()
         self._first = [] if first is None else [first]
@@ -57,6 +62,12 @@ class Supply:
             for entry in entries
             if isinstance(entry.event, KernelsArrived | KernelsGone)
         ]
+        self._refused = {
+            kernel: reason
+            for _, _, event in self._journalled
+            if isinstance(event, KernelsArrived)
+            for kernel, reason in event.refused.items()
+        }
         self._due = _in_order((step, event) for _, step, event in self._journalled)
 
     @property
@@ -130,11 +141,17 @@ class Supply:
         if gone:
             yield KernelsGone(kernels=gone)
         new = [k for k in offer.arrived if k.kernel not in there or there[k.kernel].digest != k.digest]
+        refused, allowed = dict(offer.refused), []
         for kernel in new:
-            self.known[kernel.kernel] = kernel
-        if new or offer.refused:
-            summaries = tuple(kernel.summary() for kernel in new)
-            yield KernelsArrived(kernels=summaries, reason=offer.reason, refused=offer.refused)
+            reason = why_not(kernel, self._selector)
+            if reason is None:
+                allowed.append(kernel)
+                self.known[kernel.kernel] = kernel
+            elif self._refused.get(kernel.kernel) != (said := f"{kernel.name}: {reason}"):
+                refused[kernel.kernel] = self._refused[kernel.kernel] = said
+        if allowed or refused:
+            summaries = tuple(kernel.summary() for kernel in allowed)
+            yield KernelsArrived(kernels=summaries, reason=offer.reason, refused=refused)
 
     def _obey(self, event: Change, model: Growable) -> None:
         assert model.stock is not None

@@ -32,10 +32,11 @@ from esper_runtime.tolaria.forging import ForgingStoppedError
 from esper_runtime.tolaria.group import Group, join
 from esper_runtime.tolaria.journal import JournalWriter
 from esper_runtime.tolaria.ledger import Purpose
+from esper_runtime.tolaria.library import LibraryLink
 from esper_runtime.tolaria.loop import Loop
 from esper_runtime.tolaria.model_folder import check_output, digest_of, save_model
 from esper_runtime.tolaria.opening import Opening, open_run, resume_from
-from esper_runtime.tolaria.parts import Parts, build_parts
+from esper_runtime.tolaria.parts import Parts, allowed_name, build_parts
 from esper_runtime.tolaria.randomness import derived_seed
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
 from esper_runtime.tolaria.steering import Inbox, Steering
@@ -61,6 +62,7 @@ class Trainer:
         directory: the manifest's folder, for entrypoints and relative paths.
         commands: what people command, as it arrives; another thread may append to it.
         link: the way to a controller service, for manifests that place the controller there.
+        library: the way to the machine's library of kernels, not started yet.
     """
 
     def __init__(
@@ -74,13 +76,14 @@ class Trainer:
         directory: Path | None = None,
         commands: Inbox | None = None,
         link: ControllerLink | None = None,
+        library: LibraryLink | None = None,
     ) -> None:
         self._run = run
         self._folder = Path(folder)
         self._observer = observer or NoObserver()
         self._host, self._task, self._controller = host, task, controller
         self._directory = directory
-        self._commands, self._link = commands, link
+        self._commands, self._link, self._library = commands, link, library
         self._loop: Loop | None = None
         self._stop: str | None = None
 
@@ -137,6 +140,9 @@ class Trainer:
             told=self._observer.on_preparing,
             stopping=lambda: self._stop is not None,
             group=parts.group,
+            selector=self._run.spec.growth.kernels,
+            library=self._library,
+            allows=lambda blueprint: allowed_name(self._run.spec.growth.blueprints, blueprint.name),
         )
 
     def _train(self, parts: Parts, opening: Opening, supply: Supply) -> Result:
@@ -167,7 +173,7 @@ class Trainer:
         beginning = take_over(group)
         journal = JournalPosition(beginning.incarnation, beginning.sequence)
         steering = Steering(None, beginning.known_to_all)
-        supply = Supply(known, beginning.known_to_all, offer)
+        supply = Supply(known, beginning.known_to_all, offer, self._run.spec.growth.kernels)
         self._loop = loop = Loop(parts, journal, NoCheckpoints(), self._observer, steering, supply)
         loop.stop = self._stop
         seed_all(derived_seed("rank", self._run.spec.training.random_seed, group.rank) % 2**32)

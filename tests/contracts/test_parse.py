@@ -149,7 +149,17 @@ def _leaf_names(schema: dict[str, Any]) -> set[str]:
     models = [schema, *schema["$defs"].values()]
     holders = {"spec", "metadata", "host", "task", "training", "growth", "checkpoint", "output", "budget"}
     holders |= {"optimizer", "schedule", "validation", "workers", "controller", "slots", "blueprints"}
-    holders |= {"lifecycle", "gates", "template", "resources", "emptyDir", "ephemeral", "deadlines", "retry"}
+    holders |= {
+        "lifecycle",
+        "gates",
+        "kernels",
+        "template",
+        "resources",
+        "emptyDir",
+        "ephemeral",
+        "deadlines",
+        "retry",
+    }
     return {name for model in models for name in model.get("properties", {})} - holders
 
 

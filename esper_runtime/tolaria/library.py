@@ -1,0 +1,231 @@
+"""The way of a training to the library: wishes out, tested kernels in, by a thread of its own.
+
+The training thread touches queues only. The library may be away, go and come back: nothing here raises
+because of it, and the run goes on with the kernels that it has.
+"""
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper_runtime.artifact import Trust
+from esper_runtime.blueprint import misfit
+from esper_runtime.contracts import (
+    LOCAL_NAMESPACE,
+    Blueprint,
+    Channel,
+    EsperError,
+    FieldReport,
+    Interface,
+    KernelError,
+    KernelRecord,
+    KernelSpec,
+    KernelState,
+    KernelWish,
+    Pipeline,
+    Ruling,
+    Target,
+    run_subject,
+)
+from esper_runtime.kasmina import Shelf, spec_for
+from esper_runtime.oona import BusAddress, Reports, connect, disconnect
+from esper_runtime.tolaria.supply import Offer
+from esper_runtime.urza import Library
+
+RETRY_SECONDS = 2.0
+LOOK_SECONDS = 2.0
+"""Between two looks for blueprints that people have entered."""
+FLUSH_SECONDS = 3.0
+"""How long the end of a run waits for reports that were not sent yet."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run can use.
+
+    Attributes:
+        specs: kernels of its own blueprints, by id.
+        slots: interfaces of its slots.
+        target: that kernels are made for.
+        allows: whether the manifest allows a blueprint.
+    """
+
+    specs: Mapping[str, KernelSpec]
+    slots: tuple[Interface, ...]
+    target: Target
+    allows: Callable[[Blueprint], bool]
+
+
+class LibraryLink:
+    """Connects one run with the library.
+
+    Args:
+        address: gives that of the library's bus, with the rights of a training; asked at each try.
+        run: its name.
+    """
+
+    def __init__(self, address: Callable[[], BusAddress], run: str) -> None:
+        self.offers: deque[Offer] = deque()
+        """What the library has that the run does not have yet, for the training thread."""
+        self.connected = False
+        self.settled: set[str] = set()
+        """Kernels of `Wanted` that the library has judged, and that are on the shelf where they passed."""
+        self._address = address
+        self._reports = Reports(
+            run_subject(LOCAL_NAMESPACE, run, Channel.REPORT), f"/runs/{LOCAL_NAMESPACE}/{run}"
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = asyncio.Event()
+        self._thread = threading.Thread(target=self._serve, name="esper-library", daemon=True)
+
+    def start(self, wanted: Wanted, shelf: Shelf, trust: Trust) -> None:
+        """Start the thread; returns at once, connected or not."""
+        self._wanted, self._shelf, self._trust = wanted, shelf, trust
+        self._specs = dict(wanted.specs)
+        self._seen: set[str] = {spec.blueprint for spec in wanted.specs.values()}
+        self._loop = asyncio.new_event_loop()
+        self._thread.start()
+
+    def report(self, identity: str, report: FieldReport) -> None:
+        """Say what a kernel did; ``identity`` is the digest of the report's journal entry."""
+        self._reports.add(identity, report)
+
+    def close(self) -> None:
+        """Send what is left and end the thread."""
+        if self._loop is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
+                self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join(FLUSH_SECONDS + 5.0)
+
+    # The thread
+
+    def _serve(self) -> None:
+        assert self._loop is not None
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._run())
+        finally:
+            self._loop.close()
+
+    async def _run(self) -> None:
+        sessions = asyncio.create_task(self._sessions())
+        await self._closing.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS if self.connected else 0):
+                while not self._reports.all_sent():
+                    await asyncio.sleep(0.02)
+        sessions.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sessions
+
+    async def _sessions(self) -> None:
+        while True:
+            try:
+                await self._session()
+            except (EsperError, OSError) as error:
+                log.info("library: %s; trying on", error)
+            except Exception:  # whatever it is, the library must never end a training
+                log.exception("library: unexpected error")
+            self.connected = False
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _session(self) -> None:
+        client = await connect(self._address(), "training", patience=5.0)
+        try:
+            library = Library(client, self._trust)
+            await library.refresh()
+            self.connected = True
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._wish(library))
+                group.create_task(self._take(library))
+                group.create_task(self._look_for_blueprints(library))
+                group.create_task(self._reports.run(client))
+        except* (EsperError, OSError) as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await disconnect(client)
+
+    async def _wish(self, library: Library) -> None:
+        """Ask for what the run wants and the shelf lacks."""
+        there, _ = self._shelf.usable(self._specs, self._trust)
+        for kernel, spec in list(self._specs.items()):
+            if kernel not in there:
+                await library.wish(KernelWish(spec=spec, urgent=kernel in self._wanted.specs))
+
+    async def _take(self, library: Library) -> None:
+        """Fetch what was validated, and hear what may be used no more."""
+        async for record in library.watch(current=True):
+            if record.kernel in self._specs:
+                try:
+                    await self._hear(library, record)
+                except EsperError as error:
+                    log.warning("library: %s: %s", record.kernel, error)
+
+    async def _hear(self, library: Library, record: KernelRecord) -> None:
+        kernel = record.kernel
+        if record.state is KernelState.VALIDATED:
+            there, _ = self._shelf.usable([kernel], self._trust)
+            found = there.get(kernel)
+            if found is None or found.digest != record.digest:
+                await self._fetch(library, record)
+                there, refused = self._shelf.usable([kernel], self._trust)
+                if kernel not in there:
+                    raise refused[kernel]
+            self.settled.add(kernel)
+            self.offers.append(Offer(arrived=(there[kernel],)))
+        elif record.state is KernelState.QUARANTINED:
+            for _, word in await library.words():
+                if isinstance(word.statement, Ruling) and word.statement.kernel == kernel:
+                    self._shelf.rule(word.signed, self._trust)
+            self._gone(kernel, f"quarantined: {record.reason}")
+        elif record.state is KernelState.REJECTED:
+            if record.verdict is not None:
+                self._shelf.reject(kernel, record.verdict)
+            self._gone(kernel, f"rejected: {record.reason}")
+
+    def _gone(self, kernel: str, reason: str) -> None:
+        self.settled.add(kernel)
+        self.offers.append(Offer(gone={kernel: reason}))
+
+    async def _fetch(self, library: Library, record: KernelRecord) -> None:
+        if record.digest is None or record.compiled is None or record.verdict is None:
+            raise KernelError("the library says that it is validated, but lacks the words that would show it")
+        with tempfile.TemporaryDirectory(prefix="esper-fetch-") as folder:
+            archive = Path(folder) / "kernel"
+            await library.fetch_artifact(record.digest, archive)
+            self._shelf.put(archive, record.compiled, record.verdict, self._trust)
+
+    async def _look_for_blueprints(self, library: Library) -> None:
+        """Wish for kernels of blueprints that people enter while the run goes on; drop archived ones."""
+        while True:
+            for entry in (await library.blueprints()).values():
+                if entry.archived is not None:
+                    for kernel in [k for k, s in self._specs.items() if s.blueprint == entry.blueprint]:
+                        del self._specs[kernel]
+                        self._gone(kernel, f"its blueprint {entry.graph.name} is archived: {entry.archived}")
+                    self._seen.discard(entry.blueprint)
+                elif entry.blueprint not in self._seen:
+                    self._seen.add(entry.blueprint)
+                    await self._wish_for(library, entry.blueprint, entry.graph)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _wish_for(self, library: Library, blueprint: str, graph: Blueprint) -> None:
+        if not self._wanted.allows(graph):
+            return
+        for slot in self._wanted.slots:
+            if misfit(graph, slot) is None:
+                spec = spec_for(blueprint, slot, self._wanted.target, Pipeline.FAST)
+                if spec.kernel_id not in self._specs:
+                    self._specs[spec.kernel_id] = spec
+                    await library.wish(KernelWish(spec=spec))
+                    known = library.known(spec.kernel_id)
+                    if known is not None and known.state is KernelState.VALIDATED:
+                        await self._hear(library, known)

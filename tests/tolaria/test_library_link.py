@@ -1,0 +1,235 @@
+"""A training and the library: what it wishes for comes, what people enter comes, what is ruled out goes."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from esper_runtime.artifact import KeyRing
+from esper_runtime.blueprint import canonical_id, catalogue
+from esper_runtime.contracts import (
+    Blueprint,
+    EsperError,
+    FieldReport,
+    KernelState,
+    Role,
+    Ruling,
+    Verdict,
+)
+from esper_runtime.kasmina import Growable, Shelf, Stock, current_target, wrap
+from esper_runtime.oona import BundledServer
+from esper_runtime.sandbox import Sandbox
+from esper_runtime.tezzeret import make
+from esper_runtime.tolaria import LibraryLink
+from esper_runtime.tolaria.library import Wanted
+from esper_runtime.tolaria.stocking import wait_for_library, wanted_kernels
+from esper_runtime.tolaria.supply import Supply
+from esper_runtime.urabrask import evaluate, new_sandbox
+from esper_runtime.urza import Library
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with new_sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[BundledServer]:
+    with BundledServer(tmp_path / "bus") as server:
+        yield server
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    return KeyRing(tmp_path / "home")
+
+
+def growable(*names: str) -> Growable:
+    net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    return wrap(net, torch.randn(2, 4), blueprints={name: catalogue()[name] for name in names})
+
+
+def own(name: str = "mine") -> Blueprint:
+    """A blueprint that is not in the catalogue."""
+    graph = catalogue()["mlp"]
+    nodes = [n.model_copy(update={"op": "tanh"}) if n.op in ("relu", "gelu") else n for n in graph.nodes]
+    return graph.model_copy(update={"name": name, "nodes": tuple(nodes)})
+
+
+class Forge:
+    """Makes and tests what is wished for, as the workers do, with one connection that may do everything."""
+
+    def __init__(self, server: BundledServer, ring: KeyRing, sandbox: Sandbox, folder: Path) -> None:
+        self._server, self._ring, self._sandbox, self._folder = server, ring, sandbox, folder
+        self._done: set[str] = set()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> "Forge":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        async with await Library.connect(self._server.address, self._ring.trust, keeper=True) as library:
+            while not self._closing.is_set():
+                entries = await library.blueprints()
+                for kernel, wish in (await library.wishes()).items():
+                    if kernel not in self._done and wish.spec.blueprint in entries:
+                        self._done.add(kernel)
+                        await self._make(library, wish.spec, entries[wish.spec.blueprint].graph)
+                await asyncio.sleep(0.05)
+
+    async def _make(self, library: Library, spec: Any, graph: Blueprint) -> None:
+        archive, compiled = make(spec, graph, self._folder, self._ring)
+        await library.put_artifact(archive)
+        await library.publish(compiled)
+        report = evaluate(archive, compiled, self._ring.trust, sandbox=self._sandbox)
+        verdict = Verdict(kernel=spec.kernel_id, digest=report.digest, report=report)
+        await library.publish(self._ring.sign(Role.URABRASK, verdict))
+
+
+def with_library(server: BundledServer, ring: KeyRing, work: Callable[[Library], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        async with await Library.connect(server.address, ring.trust, keeper=True) as library:
+            return await work(library)
+
+    return asyncio.run(run())
+
+
+def enter(server: BundledServer, ring: KeyRing, *graphs: Blueprint) -> None:
+    async def work(library: Library) -> None:
+        for graph in graphs:
+            await library.enter(graph)
+
+    with_library(server, ring, work)
+
+
+def linked(server: BundledServer, ring: KeyRing, model: Growable) -> tuple[LibraryLink, Wanted]:
+    link = LibraryLink(lambda: server.address, "run")
+    slots = tuple({slot.place.interface: None for slot in model.slots.values()})
+    wanted = Wanted(wanted_kernels(model), slots, current_target(), lambda graph: graph.name != "unwanted")
+    return link, wanted
+
+
+def eventually(found: Callable[[], bool], seconds: float = 40.0) -> None:
+    until = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_what_a_run_wishes_for_is_made_by_others_and_lies_verified_on_its_shelf(
+    server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    model, shelf = growable("mlp", "low-rank"), Shelf(ring.home)
+    enter(server, ring, *model.blueprints.values())
+    link, wanted = linked(server, ring, model)
+    said: list[tuple[int, int]] = []
+    with Forge(server, ring, sandbox, tmp_path / "made"):
+        link.start(wanted, shelf, ring.trust)
+        wait_for_library(
+            link, shelf, ring.trust, wanted.specs, lambda _, done, total: said.append((done, total)), bool
+        )
+        link.close()
+    found, refused = shelf.usable(wanted.specs, ring.trust)
+    assert set(found) == set(wanted.specs)
+    assert not refused
+    assert said[0] == (0, len(wanted.specs))
+
+
+def test_a_blueprint_that_a_person_enters_arrives_and_leaves_when_it_is_archived(
+    server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    enter(server, ring)
+    model, shelf = growable("mlp"), Shelf(ring.home)
+    link, wanted = linked(server, ring, model)
+    model.stock, supply, journal = Stock(), Supply(), []
+    supply.offers = link.offers
+    with Forge(server, ring, sandbox, tmp_path / "made"):
+        link.start(Wanted({}, wanted.slots, wanted.target, wanted.allows), shelf, ring.trust)
+        enter(server, ring, own(), own("unwanted").model_copy(update={"nodes": catalogue()["mlp"].nodes}))
+        eventually(lambda: supply.waiting)
+        supply.apply(10, model, journal.append, lambda: 0, supply.arrived())
+        assert {kernel.name for kernel in model.stock.admitted.values()} == {"mine"}
+        assert canonical_id(own()) in model.blueprints
+        with_library(server, ring, lambda library: library.archive(canonical_id(own()), "it is no good"))
+        eventually(lambda: supply.waiting)
+        supply.apply(20, model, journal.append, lambda: 1, supply.arrived())
+        link.close()
+    assert not model.stock.admitted
+    assert [event.kind for event in journal] == ["KernelsArrived", "KernelsGone"]
+    assert "it is no good" in next(iter(journal[1].kernels.values()))
+
+
+def test_a_quarantined_kernel_leaves_and_is_refused_by_the_shelf_from_then_on(
+    server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    model, shelf = growable("mlp"), Shelf(ring.home)
+    enter(server, ring, *model.blueprints.values())
+    link, wanted = linked(server, ring, model)
+    (kernel,) = wanted.specs
+    with Forge(server, ring, sandbox, tmp_path / "made"):
+        link.start(wanted, shelf, ring.trust)
+        eventually(lambda: kernel in link.settled)
+        link.offers.clear()
+        ruling = Ruling(kernel=kernel, state=KernelState.QUARANTINED, reason="three runs failed")
+        signed = ring.sign(Role.PLANNER, ruling)
+        with_library(server, ring, lambda library: library.publish(signed))
+        eventually(lambda: bool(link.offers))
+        link.close()
+    assert "three runs failed" in link.offers[0].gone[kernel]
+    with pytest.raises(EsperError, match="three runs failed"):
+        shelf.open(shelf.artifacts(kernel)[0], ring.trust)
+
+
+def test_reports_reach_the_library_once_also_from_a_process_that_goes_on(
+    server: BundledServer, ring: KeyRing
+) -> None:
+    enter(server, ring)
+    model = growable("mlp")
+    reports = [
+        FieldReport(
+            kernel="ck-000000000001",
+            digest="0" * 64,
+            blueprint="bp-000000000001",
+            run="run",
+            seed=f"s{number}",
+            slot="x",
+            outcome="Culled",
+            steps=number,
+            parameters=1,
+        )
+        for number in range(3)
+    ]
+    for count in (2, 3):
+        link, wanted = linked(server, ring, model)
+        for number in range(count):
+            link.report(f"{number:064x}", reports[number])
+        link.start(Wanted({}, (), wanted.target, wanted.allows), Shelf(ring.home), ring.trust)
+        eventually(lambda link=link: link.connected)
+        link.close()
+    stored = with_library(server, ring, lambda library: library.reports())
+    assert sorted(stored) == [f"{number:064x}" for number in range(3)]
+
+
+def test_without_a_library_a_run_begins_and_ends_all_the_same(ring: KeyRing, tmp_path: Path) -> None:
+    def nowhere() -> Any:
+        raise EsperError("there is none")
+
+    link = LibraryLink(nowhere, "run")
+    link.start(Wanted({}, (), current_target(), lambda _: True), Shelf(ring.home), ring.trust)
+    begun = time.monotonic()
+    link.close()
+    assert time.monotonic() - begun < 5
+    assert not link.connected
