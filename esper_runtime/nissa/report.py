@@ -18,6 +18,7 @@ from esper_runtime.contracts import (
 from esper_runtime.nissa import charts, structure, words
 from esper_runtime.nissa.explain import OUTCOMES, cause, target, who_decided
 from esper_runtime.nissa.history import History, SeedLife, read_history
+from esper_runtime.nissa.kernels import kernels_of
 from esper_runtime.nissa.scales import Axis
 from esper_runtime.nissa.steering import in_words
 from esper_runtime.nissa.summary import RunSummary, summary_of
@@ -72,6 +73,7 @@ def render_report(entries: Sequence[JournalEntry]) -> str:
     started, summary = history.started, summary_of(history)
     axis = charts.axis_of(history)
     marks = charts.mark_rows(history, axis)
+    kernels = kernels_of(entries)
     living = [life for life in history.lives if not life.gone and not life.undone]
     after = history.finished.modules if history.finished else ()
     return (
@@ -91,6 +93,9 @@ def render_report(entries: Sequence[JournalEntry]) -> str:
             marks=marks,
             lives=_lives(history, axis),
             stages=_stages(history),
+            kernels=kernels,
+            kernels_used=_last(kernels.used, MAX_ROWS),
+            kernels_refused=_last(kernels.refused, MAX_ROWS),
             tournaments=_last(tournaments(history), MAX_ROWS),
             gain_of=gain_of,
             before=structure.draw(started.modules, started.slots, living, show_seeds=False),
