@@ -28,6 +28,7 @@ BARS = (
     "tournament",
     "third_party",
     "bus",
+    "forge",
     "outage",
     "calls",
     "front_door",
