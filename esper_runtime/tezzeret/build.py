@@ -6,7 +6,9 @@ is taken out: line tables, build ids, symbols, and the paths of the folder, of P
 
 import json
 import os
+import platform
 import shlex
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def _compiled(part: str, program: Program, request: dict[str, Any], folder: Path
     for path in sorted(place.rglob("*")):
         if path.suffix == ".json" and not path.name.endswith("_metadata.json"):
             files[f"{part}/{Path(LIBRARY).stem}.json"] = path.read_bytes()
-        elif path.suffix in (".cubin", ".hsaco"):
+        elif path.suffix == ".cubin":
             files[f"{part}/{path.name}"] = path.read_bytes()
     return files
 
@@ -115,11 +117,23 @@ def _compiler(folder: Path, request: dict[str, Any]) -> Path:
     }
     flags = ["-g0", "-fno-ident", "-Wl,--build-id=none", "-Wl,-s"]
     flags += [f"-ffile-prefix-map={place}={name}" for place, name in places.items()]
-    if request["arch"] in _MARCH:
-        flags += [f"-march={_MARCH[request['arch']]}", "-mno-avx512vnni", "-mno-avx512bf16", "-mno-amx-tile"]
+    # Beside a GPU it is the host's part alone, for any machine that one is put into.
+    arch = "avx2" if request["device"] == "cuda" else request["arch"]
+    if platform.machine() == "x86_64" and arch in _MARCH:
+        flags += [f"-march={_MARCH[arch]}", "-mno-avx512vnni", "-mno-avx512bf16", "-mno-amx-tile"]
     script = folder / "bin" / "g++"
     if not script.exists():
         script.parent.mkdir()
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(request["compiler"])} "$@" {shlex.join(flags)}\n')
         script.chmod(0o755)
     return script
+
+
+def main() -> None:
+    """Build what standard input asks for in the folder that is the first argument, into ``result``."""
+    folder = Path(sys.argv[1])
+    (folder / "result").write_bytes(build_parts(sys.stdin.buffer.read(), Workspace(folder)))
+
+
+if __name__ == "__main__":
+    main()

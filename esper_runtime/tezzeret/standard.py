@@ -17,6 +17,7 @@ from esper_runtime.artifact import decode_archive
 from esper_runtime.contracts import Blueprint, KernelError, KernelSpec, SandboxError, canonical_json
 from esper_runtime.kasmina.kernels import Call, compiler
 from esper_runtime.sandbox import Limits, Profile, Sandbox
+from esper_runtime.tezzeret.beside_gpu import GpuBuild
 from esper_runtime.tezzeret.build import MADE, REFUSED
 
 MIB: Final = 1024 * 1024
@@ -43,7 +44,7 @@ class Built:
     Attributes:
         parts: files of the artifact by name.
         trains: whether there is a backward part.
-        layers: of the sandbox that were active.
+        layers: of the sandbox that were active; none for GPUs (`GpuBuild`).
     """
 
     parts: dict[str, bytes]
@@ -61,6 +62,7 @@ class Builder:
     def __init__(self, limits: Limits = LIMITS) -> None:
         self._limits = limits
         self._sandbox: Sandbox | None = None
+        self._beside: GpuBuild | None = None
         self._turn = threading.Lock()
 
     def __enter__(self) -> "Builder":
@@ -78,6 +80,8 @@ class Builder:
 
     def interrupt(self) -> None:
         """End a build that another thread waits for: it raises `SandboxError` there."""
+        if self._beside is not None:
+            self._beside.interrupt()
         sandbox = self._sandbox
         warm = sandbox.pid if sandbox is not None else None
         if warm is not None:
@@ -98,27 +102,33 @@ class Builder:
             "arch": spec.target.arch,
             "compiler": compiler(),
         }
+        payload = canonical_json(request)
         with self._turn:
-            if self._sandbox is None:
-                self._sandbox = Sandbox(
-                    modules=["esper_runtime.tezzeret.build"], warm="esper_runtime.tezzeret.build:warm"
-                )
-            outcome = self._sandbox.run(
-                "esper_runtime.tezzeret.build:build_parts",
-                canonical_json(request),
-                limits=self._limits,
-                profile=Profile.BUILD,
-            )
-        result = outcome.result if outcome.finished else None
-        if result is None:
-            raise SandboxError(
-                f"the build of {spec.kernel_id} {outcome.reason}"
-                + (f"; it printed: ...{outcome.log[-500:]}" if outcome.log else "")
-            )
+            if spec.target.device == "cpu":
+                result, layers = self._confined(payload)
+            else:
+                self._beside = GpuBuild(payload)
+                result, layers = self._beside.run(self._limits.seconds), ()
         if result.startswith(REFUSED):
             raise KernelError(result.removeprefix(REFUSED).decode(errors="replace")[:1800])
         parts = decode_archive(result.removeprefix(MADE))
-        return Built(parts, _trains(parts), outcome.layers)
+        return Built(parts, _trains(parts), layers)
+
+    def _confined(self, payload: bytes) -> tuple[bytes, tuple[str, ...]]:
+        if self._sandbox is None:
+            self._sandbox = Sandbox(
+                modules=["esper_runtime.tezzeret.build"], warm="esper_runtime.tezzeret.build:warm"
+            )
+        outcome = self._sandbox.run(
+            "esper_runtime.tezzeret.build:build_parts",
+            payload,
+            limits=self._limits,
+            profile=Profile.BUILD,
+        )
+        if outcome.result is None or not outcome.finished:
+            said = f"; it printed: ...{outcome.log[-500:]}" if outcome.log else ""
+            raise SandboxError(f"the build: {outcome.reason}{said}")
+        return outcome.result, outcome.layers
 
 
 def _trains(parts: dict[str, bytes]) -> bool:

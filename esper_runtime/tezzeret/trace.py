@@ -95,7 +95,8 @@ def _trace(body: fx.GraphModule, sample: Interface, trains: bool) -> Traced:
         return result
 
     with torch.no_grad():
-        gradient = torch.randn_like(forward(x, *tensors))
+        # Compiled for blocks of memory, which is how a twin passes all tensors.
+        gradient = torch.randn_like(forward(x, *tensors), memory_format=torch.contiguous_format)
     first = _exported(forward, (x, *tensors), free=1)
     least = _least_sizes(first, x, sample.kind)
     second = None

@@ -184,3 +184,13 @@ def test_what_draws_random_numbers_is_compiled_for_evaluation_only() -> None:
     )
     slots = KernelInterface.of(slot(InterfaceKind.SEQUENCE), exact=True)
     assert trace(pairs, slots, "cpu").backward is None
+
+
+@pytest.mark.parametrize("name", ["norm-scale-image", "attention", "conv-pair"])
+def test_programs_are_traced_for_blocks_of_memory_as_twins_pass_them(name: str) -> None:
+    """A blueprint that yields a transposed tensor must not be compiled for a transposed gradient."""
+    blueprint = catalogue()[name]
+    traced = trace(blueprint, KernelInterface.of(slot(blueprint.interface), exact=True), "cpu")
+    assert traced.backward is not None
+    for program in (traced.forward, traced.backward):
+        assert all(tensor.is_contiguous() for tensor in program.arguments)

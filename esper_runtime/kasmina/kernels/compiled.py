@@ -75,8 +75,10 @@ class CompiledParts:
             raise KernelError("the artifact has no compiled parts")
         self.device = device
         self.call = Call.decoded(files[CALL])
-        self._forward = _runner(files, FORWARD, device)
-        self._backward = _runner(files, BACKWARD, device) if self.call.learned else None
+        # CUDA binaries are read when they first run, so their folders stay as long as this object.
+        self._folders: list[tempfile.TemporaryDirectory[str]] = []
+        self._forward = self._runner(files, FORWARD)
+        self._backward = self._runner(files, BACKWARD) if self.call.learned else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -98,28 +100,28 @@ class CompiledParts:
         gradients: list[Tensor] = self._backward.run([x, gradient, *tensors])
         return gradients
 
-
-def _runner(files: Mapping[str, bytes], part: str, device: torch.device) -> Any:
-    start = f"{part}/"
-    inside = {name.removeprefix(start): data for name, data in files.items() if name.startswith(start)}
-    if LIBRARY not in inside:
-        raise KernelError(f"the artifact has no compiled {part} part")
-    # Private to this user, and gone from the file system as soon as the process has it mapped.
-    with tempfile.TemporaryDirectory(prefix="esper-kernel-") as folder:
-        for name, data in inside.items():
-            if Path(name).name != name:
-                raise KernelError(f"a compiled part must not lie in a folder of its own: {part}/{name}")
-            place = Path(folder, name)
-            place.touch(0o600)
-            place.write_bytes(data)
-        library = str(Path(folder, LIBRARY))
+    def _runner(self, files: Mapping[str, bytes], part: str) -> Any:
+        start = f"{part}/"
+        inside = {name.removeprefix(start): data for name, data in files.items() if name.startswith(start)}
+        if LIBRARY not in inside:
+            raise KernelError(f"the artifact has no compiled {part} part")
+        folder = tempfile.TemporaryDirectory(prefix="esper-kernel-")  # private to this user
         try:
-            if device.type == "cuda":
-                index = torch.cuda.current_device() if device.index is None else device.index
-                runner = torch._C._aoti.AOTIModelContainerRunnerCuda(library, 1, f"cuda:{index}", folder)
-                torch.cuda.synchronize(device)
-                return runner
+            for name, data in inside.items():
+                if Path(name).name != name:
+                    raise KernelError(f"a compiled part must not lie in a folder of its own: {part}/{name}")
+                place = Path(folder.name, name)
+                place.touch(0o600)
+                place.write_bytes(data)
+            library = str(Path(folder.name, LIBRARY))
+            if self.device.type == "cuda":
+                index = torch.cuda.current_device() if self.device.index is None else self.device.index
+                self._folders.append(folder)
+                return torch._C._aoti.AOTIModelContainerRunnerCuda(library, 1, f"cuda:{index}", folder.name)
             return torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
         except RuntimeError as error:
             first = str(error).strip().partition("\n")[0]
             raise KernelError(f"the compiled {part} part cannot be loaded: {first}") from None
+        finally:
+            if folder not in self._folders:
+                folder.cleanup()  # the process has it mapped

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -12,7 +14,7 @@ from esper_runtime.contracts import Interface, KernelError, KernelInterface, Ker
 COMPILED = frozenset({Pipeline.STANDARD})
 """Pipelines that make native code: for exact widths, with a C++ compiler."""
 
-RECIPE_VERSION = "1"
+RECIPE_VERSION = "2"
 """Raised whenever compiled parts are made, named or called in another way."""
 
 
@@ -23,13 +25,13 @@ def current_target(device: torch.device | str = "cpu") -> Target:
         KernelError: kernels are made for CPUs and CUDA devices only, or there is no such device.
     """
     device = torch.device(device)
-    version = torch.__version__.partition("+")[0]
+    torch_version = torch.__version__.partition("+")[0]
     if device.type == "cpu":
         arch = torch.backends.cpu.get_cpu_capability().lower().replace("_", "-").replace(" ", "-")
-        return Target(device="cpu", arch=arch, torch=version)
+        return Target(device="cpu", arch=arch, torch=torch_version)
     if device.type == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(device)
-        return Target(device="cuda", arch=f"sm-{major}{minor}", torch=version)
+        return Target(device="cuda", arch=f"sm-{major}{minor}", torch=torch_version)
     raise KernelError(
         f"there are no kernels for {device.type}: they are made for cpu, and for cuda where torch finds a GPU"
     )
@@ -98,12 +100,10 @@ def _compiler_version() -> str:
 
 @cache
 def _cuda_versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {"cuda": str(torch.version.cuda), "triton": version("triton")}
-    except PackageNotFoundError:
-        raise KernelError(
-            "compiled kernels for cuda need the package triton, which comes with torch for CUDA; "
-            "install it, or ask for the pipeline fast alone"
-        ) from None
+    for package in ("triton", "pytorch-triton"):
+        with suppress(PackageNotFoundError):
+            return {"cuda": str(torch.version.cuda), "triton": version(package)}
+    raise KernelError(
+        "compiled kernels for cuda need the package triton, which comes with torch for CUDA; "
+        "install it, or ask for the pipeline fast alone"
+    )
