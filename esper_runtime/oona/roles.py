@@ -80,7 +80,7 @@ TABLE: Mapping[BusRole, Rights] = {
     BusRole.URABRASK: Rights(
         says=("$KV.verdicts.>", "esper.dead.evaluate.*", LIBRARY_SUBJECT),
         hears=(LIBRARY_SUBJECT,),
-        reads=_LIBRARY,
+        reads=(*_LIBRARY, "REPORTS"),
         works=("FORGE",),
     ),
     BusRole.TRAINING: Rights(
