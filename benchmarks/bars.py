@@ -35,6 +35,7 @@ BARS = (
     "service",
     "library_query",
     "integrity",
+    "rejection",
     "growth_table",
 )
 RESULTS = Path("results/bars.jsonl")

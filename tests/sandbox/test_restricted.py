@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from esper_runtime.sandbox import filter as filters
 from esper_runtime.sandbox import system
-from esper_runtime.sandbox.calls import numbers
+from tests.sandbox.filters import refusing
 
 _RUN = """
 import sys
@@ -44,14 +43,6 @@ def run_under(program: bytes, *deeds: str) -> list[str]:
     )
     assert done.stdout, done.stderr
     return done.stdout.splitlines()
-
-
-def refusing(*names: str) -> bytes:
-    program = filters._begin(filters.KILL)
-    for name in names:
-        program.always(numbers()[name], filters._ERRNO | filters._EPERM)
-    program.returns(filters.ALLOW)
-    return program.bytes()
 
 
 def test_without_namespaces_seccomp_and_landlock_hold() -> None:
