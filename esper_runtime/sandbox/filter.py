@@ -17,7 +17,8 @@ _NUMBER, _ARCH = 0, 4
 _X32: Final = 0x40000000
 _TERMINAL = (0x5401, 0x5413, 0x5451, 0x5450, 0x541B)  # TCGETS, TIOCGWINSZ, FIOCLEX, FIONCLEX, FIONREAD
 _NAMES = (15, 16, 0x53564D41)  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
-_CLONE_THREAD, _CLONE_NAMESPACES = 0x00010000, 0x7E020080
+_DESCRIPTORS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+_CLONE_NAMESPACES = 0x7E020080
 _AF_UNIX = 1
 
 
@@ -103,7 +104,7 @@ def _computing(limits: Limits, pid: int, channel: int, refused: int, opening: in
     known = numbers()
     program = _begin(refused)
     program.above(known["mmap"], 1, limits.memory, refused, ALLOW)
-    for name in sorted(COMPUTING - {"mmap"}):
+    for name in sorted(COMPUTING - {"mmap", "fcntl"}):
         if name in known:
             program.always(known[name], ALLOW)
     for name in (*OPENING, *(CHANGING_FILES if limits.file_bytes else ())):
@@ -111,6 +112,7 @@ def _computing(limits: Limits, pid: int, channel: int, refused: int, opening: in
             program.always(known[name], opening)
     program.one_of(known["ioctl"], 1, _TERMINAL, ALLOW, _ERRNO | _ENOTTY)
     program.one_of(known["prctl"], 0, _NAMES, ALLOW, refused)
+    program.one_of(known["fcntl"], 1, _DESCRIPTORS, ALLOW, refused)
     program.one_of(known["prlimit64"], 2, (0,), ALLOW, refused)
     program.one_of(known["tgkill"], 0, (pid,), ALLOW, refused)
     program.one_of(known["sendmsg"], 0, (channel,), ALLOW, refused)

@@ -23,7 +23,8 @@ class Limits:
     """Bounds of one job. Sizes in bytes, times in seconds.
 
     Attributes:
-        seconds: wall-clock time, after which everything that belongs to the job is killed.
+        seconds: after which everything that belongs to the job is killed; time in which it could have run but
+            had to wait for a processor does not count, up to ten times as long.
         memory: growth of resident memory over that of the warm process, all processes of the job together;
             one mapping larger than this is refused too.
         output: all that the job may send back.

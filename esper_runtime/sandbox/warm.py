@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from esper_runtime.contracts.errors import SandboxError
 from esper_runtime.sandbox import wire
 from esper_runtime.sandbox.limits import Frame, Limits, Outcome, Profile, Violation
+from esper_runtime.sandbox.watch import PATIENCE
 
 _START_SECONDS: Final = 120.0
 _SLACK_SECONDS: Final = 20.0
@@ -119,7 +120,7 @@ class Sandbox:
         }
         with self._turn:
             control = self._start()
-            control.settimeout(limits.seconds + _SLACK_SECONDS)
+            control.settimeout(PATIENCE * limits.seconds + _SLACK_SECONDS)
             try:
                 wire.send(control, header, [payload, *named.values()])
                 answer = wire.receive(control)

@@ -75,6 +75,12 @@ def thread(payload: bytes, workspace: Workspace) -> bytes:
     return b"went on"
 
 
+def signal_by_pipe(payload: bytes, workspace: Workspace) -> bytes:
+    """Has a signal sent to the parent when a pipe is written to (F_SETOWN)."""
+    _LIBC.fcntl(3, 8, os.getppid())
+    return b"went on"
+
+
 def execute(payload: bytes, workspace: Workspace) -> bytes:
     _LIBC.execv(b"/bin/true", (ctypes.c_char_p * 2)(b"/bin/true", None))
     return b"went on"

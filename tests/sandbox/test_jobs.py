@@ -1,6 +1,8 @@
 """What a job of the sandbox can and cannot do. Each deed is done in a real process."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,6 +97,7 @@ def test_a_job_has_its_own_uid_processes_root_and_environment(sandbox: Sandbox) 
         ("connect", b"", "socket"),
         ("fork", b"", "fork"),
         ("thread", b"", "thread"),
+        ("signal_by_pipe", b"", "fcntl"),
         ("execute", b"", "execve"),
         ("kill_parent", b"", "kill"),
         ("trace", b"", "ptrace"),
@@ -126,6 +129,26 @@ def test_a_job_that_does_not_end_is_ended(sandbox: Sandbox, deed: str) -> None:
     assert outcome.timed_out
     assert "still running" in outcome.reason
     assert time.monotonic() - begun < 10
+
+
+def test_waiting_for_a_processor_is_not_held_against_a_job() -> None:
+    allowed = os.sched_getaffinity(0)
+    processor = {min(allowed)}
+    busy = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {processor})\nwhile True: pass"]
+    os.sched_setaffinity(0, processor)
+    try:
+        with Sandbox(["tests.sandbox.deeds"]) as sandbox, subprocess.Popen(busy) as other:
+            try:
+                sandbox.start()
+                assert sandbox.pid is not None
+                os.setpriority(os.PRIO_PROCESS, sandbox.pid, 19)
+                outcome = sandbox.run("tests.sandbox.deeds:spin", limits=Limits(seconds=0.3))
+            finally:
+                other.kill()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert outcome.timed_out
+    assert outcome.seconds > 0.6
 
 
 @pytest.mark.parametrize("deed", ["crash", "abort"])
