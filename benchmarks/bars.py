@@ -33,6 +33,8 @@ BARS = (
     "calls",
     "front_door",
     "service",
+    "cache",
+    "forged",
     "library_query",
     "integrity",
     "rejection",

@@ -51,8 +51,7 @@ class KernelCache:
 
     Kernels are named by their artifacts (`UsableKernel.artifact`), so that what is loaded is what was meant.
     `get` and `prefetch` are for the training thread: dictionary and queue operations, with no lock held
-    across anything that waits. All reading, verifying and building is done by a thread of the cache's own,
-    which starts with the first kernel that is not there.
+    across anything that waits. All reading, verifying and building is done by a thread of the cache's own.
 
     Args:
         shelf: where kernels come from.
@@ -70,8 +69,9 @@ class KernelCache:
         self._hits = self._misses = 0
         self._theirs = CacheCounts()
         self._keeping = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="esper-kernels", daemon=True)
+        self._thread.start()
 
     def get(self, kernel: str) -> Kernel | None:
         """The loaded kernel; None where it is not loaded, and then it is being loaded from now on."""
@@ -115,8 +115,7 @@ class KernelCache:
         """End the thread; what is loaded stays."""
         self._closed = True
         self._wanted.put(None)
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KernelCache":
         """Itself: copies of a model share what is loaded."""
@@ -127,9 +126,6 @@ class KernelCache:
             return
         self._asked.add(kernel)
         self._wanted.put(kernel)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="esper-kernels", daemon=True)
-            self._thread.start()
 
     def _serve(self) -> None:
         while not self._closed and (kernel := self._wanted.get()) is not None:
