@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def machine_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The machine's folder, for this process and those that it starts.
 
     ``ESPER_TEST_HOME`` names one to be kept from one run of the tests to the next.
@@ -30,3 +30,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ[HOME_VARIABLE]
     else:
         os.environ[HOME_VARIABLE] = before
+
+
+@pytest.fixture(scope="session")
+def home(machine_home: Path) -> Path:
+    """The same folder, for tests that look into it; a module may have a home of its own."""
+    return machine_home
