@@ -57,7 +57,14 @@ def build_parts(payload: bytes, workspace: Workspace) -> bytes:
             learned = traced.learned
     except KernelError as error:
         return REFUSED + str(error).encode()
-    call = Call(tensors=traced.tensors, learned=learned, least=traced.least)
+    call = Call(
+        tensors=tuple(traced.tensors),
+        shapes=tuple(traced.tensors.values()),
+        learned=learned,
+        channel=traced.channel,
+        width=slots.least_in,
+        least=traced.least,
+    )
     return MADE + encode_archive(parts | {CALL: call.encoded()})
 
 

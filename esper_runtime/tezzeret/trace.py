@@ -45,15 +45,17 @@ class Traced:
         forward: from x and the tensors of `arguments` to the output.
         backward: from x, the output's gradient and the tensors to the gradients of x and the parameters;
             None where the blueprint can only be evaluated.
-        tensors: names of the parameters and buffers, in the order of the arguments.
+        tensors: shapes of the parameters and buffers by name, in the order of the arguments.
         learned: names of the parameters among them.
-        least: least size of each free axis of x, batch first.
+        channel: axis of x whose size is fixed.
+        least: least size of each other axis, batch first.
     """
 
     forward: Program
     backward: Program | None
-    tensors: tuple[str, ...]
+    tensors: dict[str, tuple[int, ...]]
     learned: tuple[str, ...]
+    channel: int
     least: tuple[int, ...]
 
 
@@ -98,7 +100,8 @@ def _trace(body: fx.GraphModule, sample: Interface, trains: bool) -> Traced:
         # Compiled for blocks of memory, which is how a twin passes all tensors.
         gradient = torch.randn_like(forward(x, *tensors), memory_format=torch.contiguous_format)
     first = _exported(forward, (x, *tensors), free=1)
-    least = _least_sizes(first, x, sample.kind)
+    channel = x.dim() - 1 if sample.kind in (InterfaceKind.FEATURES, InterfaceKind.TOKENS) else 1
+    least = _least_sizes(first, channel)
     second = None
     if trains:
 
@@ -119,13 +122,14 @@ def _trace(body: fx.GraphModule, sample: Interface, trains: bool) -> Traced:
             return plain(x, gradient, *tensors)
 
         second = _exported(tied, example, free=2)
-        pairs = zip(least, _least_sizes(second, x, sample.kind), strict=True)
+        pairs = zip(least, _least_sizes(second, channel), strict=True)
         least = tuple(max(pair) for pair in pairs)
     return Traced(
         forward=Program(first, (x, *tensors)),
         backward=None if second is None else Program(second, (x, gradient, *tensors)),
-        tensors=names,
+        tensors={name: tuple(tensor.shape) for name, tensor in named.items()},
         learned=tuple(name for name in names if name in parameters),
+        channel=channel,
         least=least,
     )
 
@@ -171,14 +175,13 @@ def _exported(function: Any, example: tuple[Tensor, ...], free: int) -> Exported
     return export(_Calls(function), example, dynamic_shapes=(sizes,), strict=False)
 
 
-def _least_sizes(program: ExportedProgram, x: Tensor, kind: InterfaceKind) -> tuple[int, ...]:
-    """The least size of each axis of the first argument that must be free.
+def _least_sizes(program: ExportedProgram, channel: int) -> tuple[int, ...]:
+    """The least size of each axis of the first argument but ``channel``: they must be free.
 
     Raises:
         KernelError: the program has fixed one of them.
     """
     seen = next(node for node in program.graph.nodes if node.op == "placeholder").meta["val"].shape
-    channel = x.dim() - 1 if kind in (InterfaceKind.FEATURES, InterfaceKind.TOKENS) else 1
     least = []
     for axis, size in enumerate(seen):
         if axis == channel:

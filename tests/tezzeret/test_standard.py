@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from esper_runtime.artifact import KeyRing
 from esper_runtime.blueprint import catalogue
+from esper_runtime.blueprint.builder import build
 from esper_runtime.contracts import (
     Blueprint,
     Interface,
@@ -120,6 +121,16 @@ def test_mixed_precision_runs_eagerly(learning: Kernel) -> None:
     assert twin.compiled_calls == 0
 
 
+def test_function_transforms_run_eagerly(learning: Kernel) -> None:
+    body, twin = grown(learning, TOKENS)
+    x = torch.randn(3, 4, 10, 8)
+    torch.testing.assert_close(torch.func.vmap(twin)(x), torch.func.vmap(body)(x))
+    weights = {name: parameter.detach() for name, parameter in body.named_parameters()}
+    calls = torch.func.grad(lambda w: torch.func.functional_call(twin, w, (x[0],)).sum())(weights)
+    assert set(calls) == set(weights)
+    assert twin.compiled_calls == 0
+
+
 def test_an_input_that_is_no_block_of_memory_is_taken(learning: Kernel) -> None:
     body, twin = grown(learning, TOKENS)
     x = torch.randn(10, 4, 9).transpose(0, 1)[:, :, 1:]
@@ -140,6 +151,22 @@ def test_what_normalises_by_batches_is_compiled_for_evaluation_only(evaluated: K
     with torch.no_grad():
         torch.testing.assert_close(twin(x), body.eval()(x), rtol=1e-5, atol=1e-5)
     assert twin.compiled_calls == 1
+
+
+def test_sizes_that_the_code_is_not_made_for_never_reach_it(learning: Kernel) -> None:
+    body, twin = grown(learning, TOKENS)
+    with pytest.raises(RuntimeError):
+        twin(torch.randn(4, 10, 9))
+    body.get_submodule("tail").weight = nn.Parameter(torch.randn(8, 3))
+    with pytest.raises(RuntimeError):
+        twin(torch.randn(4, 10, 8))
+    assert twin.compiled_calls == 0
+
+
+def test_a_body_of_another_width_is_refused(learning: Kernel) -> None:
+    wider = build(learning.blueprint, slot(InterfaceKind.TOKENS, 16), 0)
+    with pytest.raises(KernelError, match="the compiled parts want"):
+        learning.twin(wider)
 
 
 def test_a_body_of_another_kernel_is_refused(learning: Kernel, evaluated: Kernel) -> None:

@@ -5,9 +5,11 @@ it loads is native code, so only parts of an artifact that was verified may come
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,8 @@ from esper_runtime.contracts import KernelError
 
 CALL, FORWARD, BACKWARD = "call.json", "forward", "backward"
 LIBRARY = "model.so"
+_MOST_ELEMENTS = 2**31
+"""Code for GPUs may count elements of a tensor with 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,37 @@ class Call:
 
     Attributes:
         tensors: names of the parameters and buffers, in the order in which they follow the inputs.
+        shapes: of these tensors; native code does not look at them again.
         learned: names of those that the backward part yields gradients of, after that of the input.
-        least: least sizes of the free axes of the input, batch first; smaller inputs take the eager path.
+        channel: axis of the input whose size is fixed.
+        width: its size.
+        least: least sizes of the other axes, batch first; smaller inputs take the eager path.
     """
 
     tensors: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
     learned: tuple[str, ...]
+    channel: int
+    width: int
     least: tuple[int, ...]
+
+    def serves(self, shape: torch.Size) -> bool:
+        """Whether the parts are made for an input of this shape."""
+        if len(shape) != len(self.least) + 1 or shape[self.channel] != self.width:
+            return False
+        free = (*shape[: self.channel], *shape[self.channel + 1 :])
+        return math.prod(free) * self.widest < _MOST_ELEMENTS and all(
+            size >= least for size, least in zip(free, self.least, strict=True)
+        )
+
+    @cached_property
+    def widest(self) -> int:
+        """The largest number of channels between input and output."""
+        return max([self.width, *(size for shape in self.shapes for size in shape)])
 
     def encoded(self) -> bytes:
         """As canonical JSON."""
-        return json.dumps(self.__dict__, sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def decoded(cls, data: bytes) -> Self:
@@ -46,13 +70,16 @@ class Call:
             KernelError: it is not what `encoded` makes.
         """
         try:
-            fields = json.loads(data)
-            call = cls(**{name: tuple(values) for name, values in fields.items()})
+            call = cls(**{name: _frozen(value) for name, value in json.loads(data).items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise KernelError(f"{CALL} of a compiled kernel cannot be read: {error}") from None
-        if call.encoded() != data:
+        if call.encoded() != data or len(call.shapes) != len(call.tensors):
             raise KernelError(f"{CALL} of a compiled kernel is not in its one allowed form")
         return call
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class CompiledParts:

@@ -87,7 +87,7 @@ class Kernel:
         with self._turn:
             if device not in self._loaded:
                 self._loaded[device] = CompiledParts(self._files, device)
-            return Twin(body, self._loaded[device], self.blueprint.interface)
+            return Twin(body, self._loaded[device])
 
 
 def load(artifact: VerifiedArtifact) -> Kernel:

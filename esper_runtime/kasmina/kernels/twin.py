@@ -5,9 +5,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.function import once_differentiable
 
-from esper_runtime.contracts import InterfaceKind, KernelError
+from esper_runtime.contracts import KernelError
 from esper_runtime.kasmina.kernels.compiled import CompiledParts
 
 
@@ -20,9 +21,9 @@ def arguments(body: nn.Module) -> dict[str, Tensor]:
 class Twin(nn.Module):
     """A module with the eager body's own submodules, so with its parameters, buffers and names.
 
-    Where the compiled parts do not serve, the eager body runs: sizes below those they were made for, another
-    dtype or device, mixed precision, a trace or an export in progress, and for parts without a backward pass
-    every call in training mode or that needs a gradient.
+    Where the compiled parts do not serve, the eager body runs: for sizes below those that they were made for,
+    another dtype or device, mixed precision, under `torch.func`, while it is traced or exported; and, of
+    parts without a backward pass, in training mode and where a gradient is needed.
 
     Attributes:
         eager: the body.
@@ -31,21 +32,21 @@ class Twin(nn.Module):
 
     eager: nn.Module
 
-    def __init__(self, body: nn.Module, parts: CompiledParts, kind: InterfaceKind) -> None:
+    def __init__(self, body: nn.Module, parts: CompiledParts) -> None:
         """Join a body and compiled parts.
 
         Args:
             body: eager, of the kernel that ``parts`` come from.
             parts: loaded.
-            kind: of the slot.
 
         Raises:
             KernelError: the body has other tensors than the parts want.
         """
         super().__init__()
-        names = tuple(arguments(body))
-        if names != parts.call.tensors:
-            raise KernelError(f"the compiled parts want {parts.call.tensors}; the body has {names}")
+        given = {name: tuple(tensor.shape) for name, tensor in arguments(body).items()}
+        wanted = dict(zip(parts.call.tensors, parts.call.shapes, strict=True))
+        if list(given.items()) != list(wanted.items()):
+            raise KernelError(f"the compiled parts want the tensors {wanted}; the body has {given}")
         for name, child in body.named_children():
             self.add_module(name, child)
         self.training = body.training
@@ -53,13 +54,12 @@ class Twin(nn.Module):
         self.__dict__["eager"] = body
         self.compiled_calls = 0
         self._parts = parts
-        self._kind = kind
-        self._places = tuple(_place(body, name) for name in names)
-        self._learned = tuple(name in parts.call.learned for name in names)
+        self._places = tuple(_place(body, name) for name in given)
+        self._learned = tuple(name in parts.call.learned for name in given)
         self._dtype = next(iter(arguments(body).values())).dtype
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = type(self)(copy.deepcopy(self.eager, memo), self._parts, self._kind)
+        twin = type(self)(copy.deepcopy(self.eager, memo), self._parts)
         memo[id(self)] = twin
         return twin
 
@@ -80,20 +80,21 @@ class Twin(nn.Module):
         return result
 
     def _serves(self, x: Tensor, tensors: list[Tensor], learns: bool) -> bool:
-        least = self._parts.call.least
+        parts = self._parts
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return False
-        if x.dim() != len(least) + 1 or x.dtype != self._dtype or x.device.type != self._parts.device.type:
+        if type(x) is not Tensor or any(map(is_functorch_wrapped_tensor, (x, *tensors))):
             return False
-        if (self.training or learns) and not self._parts.trains:
+        if x.dtype != self._dtype or x.device != parts.device or not parts.call.serves(x.shape):
             return False
-        if not all(t.dtype == self._dtype and t.device == x.device and t.is_contiguous() for t in tensors):
+        if (self.training or learns) and not parts.trains:
             return False
         if torch.is_autocast_enabled(x.device.type):
             return False
-        channel = 1 if self._kind in (InterfaceKind.SEQUENCE, InterfaceKind.IMAGE) else x.dim() - 1
-        free = (size for axis, size in enumerate(x.shape) if axis != channel)
-        return all(size >= bound for size, bound in zip(free, least, strict=True))
+        return all(
+            t.shape == shape and t.dtype == self._dtype and t.device == x.device and t.is_contiguous()
+            for t, shape in zip(tensors, parts.call.shapes, strict=True)
+        )
 
 
 def _place(body: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:

@@ -14,7 +14,7 @@ from esper_runtime.contracts import Interface, KernelError, KernelInterface, Ker
 COMPILED = frozenset({Pipeline.STANDARD})
 """Pipelines that make native code: for exact widths, with a C++ compiler."""
 
-RECIPE_VERSION = "2"
+RECIPE_VERSION = "3"
 """Raised whenever compiled parts are made, named or called in another way."""
 
 
