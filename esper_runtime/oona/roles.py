@@ -19,7 +19,7 @@ from esper_runtime.contracts import LIBRARY_SUBJECT, BusError
 
 
 class BusRole(StrEnum):
-    """A user of the bus. The planner also makes the streams and buckets."""
+    """A user of the bus. None may make or change streams, for a stream can be told to take in anything."""
 
     PLANNER = "planner"
     TEZZERET = "tezzeret"
@@ -55,12 +55,17 @@ _LIBRARY = (
     "OBJ_artifacts",
 )
 
+MAKER = "maker"
+"""The user that makes streams and stores while the server starts, and is removed then."""
+
 TABLE: Mapping[BusRole, Rights] = {
     BusRole.PLANNER: Rights(
         says=(
-            "$JS.API.>",
-            "$JS.ACK.>",
-            "$JS.FC.>",
+            "$JS.API.STREAM.PURGE.OBJ_artifacts",
+            "$JS.API.STREAM.MSG.DELETE.FORGE",
+            "$JS.API.STREAM.MSG.DELETE.DEAD",
+            "$JS.API.CONSUMER.DURABLE.CREATE.FORGE.*",
+            "$JS.API.CONSUMER.DELETE.FORGE.*",
             "$KV.blueprints.>",
             "$KV.notes.>",
             "$KV.rulings.>",
@@ -70,6 +75,7 @@ TABLE: Mapping[BusRole, Rights] = {
             LIBRARY_SUBJECT,
         ),
         hears=("esper.>", "$KV.>", "$JS.EVENT.ADVISORY.>"),
+        reads=(*_LIBRARY, "FORGE", "DEAD", "REPORTS"),
     ),
     BusRole.TEZZERET: Rights(
         says=("$KV.compiled.>", "$O.artifacts.>", "esper.dead.compile.*", LIBRARY_SUBJECT),
@@ -95,8 +101,13 @@ TABLE: Mapping[BusRole, Rights] = {
 }
 """The table of permissions. All that is not in it is refused by the server."""
 
-_ANYBODY = ("$JS.API.INFO", "$JS.API.STREAM.NAMES")
-_ABOUT_FORGE = ("$JS.API.STREAM.INFO.FORGE", "$JS.API.CONSUMER.INFO.FORGE.*")
+_ANYBODY = (
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.LIST",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.CONSUMER.INFO.FORGE.*",
+)
 
 
 def inbox_prefix(user: str | None) -> str:
@@ -108,10 +119,9 @@ def inbox_prefix(user: str | None) -> str:
 def publishes(role: BusRole) -> tuple[str, ...]:
     """The subjects that the server lets a role publish to."""
     rights = TABLE[role]
-    subjects = [*rights.says, *_ANYBODY, *_ABOUT_FORGE]
+    subjects = [*rights.says, *_ANYBODY]
     for stream in rights.reads:
         subjects += [
-            f"$JS.API.STREAM.INFO.{stream}",
             f"$JS.API.STREAM.MSG.GET.{stream}",
             f"$JS.API.DIRECT.GET.{stream}",
             f"$JS.API.DIRECT.GET.{stream}.>",
@@ -132,9 +142,14 @@ def subscribes(role: BusRole) -> tuple[str, ...]:
     return (f"_INBOX_{role.value}.>", *TABLE[role].hears)
 
 
-def authorization(passwords: Mapping[str, str]) -> str:
-    """The ``authorization`` block of a nats-server's configuration: a user for each role."""
-    users = [
+def authorization(passwords: Mapping[str, str], maker: str | None = None) -> str:
+    """The ``authorization`` block of a nats-server's configuration: a user for each role.
+
+    Args:
+        passwords: by role.
+        maker: password of the user `MAKER`, who may do everything; None for no such user.
+    """
+    users: list[dict[str, object]] = [
         {
             "user": role.value,
             "password": passwords[role.value],
@@ -145,6 +160,8 @@ def authorization(passwords: Mapping[str, str]) -> str:
         }
         for role in BusRole
     ]
+    if maker is not None:
+        users.append({"user": MAKER, "password": maker})
     return f"authorization {{ users: {json.dumps(users)} }}"
 
 

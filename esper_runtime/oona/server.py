@@ -1,12 +1,15 @@
 """A nats-server of our own: one process with its files in one folder, found again after our own death."""
 
+import asyncio
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -15,8 +18,11 @@ import psutil
 from esper_runtime.contracts import BusError, InputError
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.binary import OLDEST, find_server, version_of
+from esper_runtime.oona.client import connect, disconnect
 from esper_runtime.oona.greeting import Greeting, greet
-from esper_runtime.oona.roles import BusRole, authorization, load_passwords
+from esper_runtime.oona.roles import MAKER, BusRole, authorization, load_passwords
+from esper_runtime.oona.stores import ensure_library_stores
+from esper_runtime.oona.streams import ensure_streams
 
 MAX_MESSAGE = 8 * 1024 * 1024
 """Largest message of the bundled server in bytes; NATS' own default is 1 MiB."""
@@ -33,7 +39,7 @@ class BundledServer:
     holds the configuration, the streams, the log, ``server.json`` with process id, start time and port, and
     ``bus.json`` with the address (0600). A server that an earlier process left running in the folder is
     taken over by `start`. With roles, ``users.json`` holds their passwords, ``bus.json`` is the planner's
-    address, and ``bus-<role>.json`` is each role's own.
+    address, ``bus-<role>.json`` is each role's own, and all streams and stores are there once it has started.
 
     Args:
         folder: for its files; made where it does not exist.
@@ -126,7 +132,7 @@ class BundledServer:
             address = self._as(BusRole.PLANNER, address.url)
         greeting = greet(address) if address is not None else None
         self._process = process
-        if address is not None and greeting is not None and greeting.accepted:
+        if address is not None and not self._has_maker() and greeting is not None and greeting.accepted:
             self._address = address
             return True
         self.stop()
@@ -185,12 +191,13 @@ class BundledServer:
     def _launch(self, address: BusAddress) -> BusAddress:
         binary = self._binary or find_server()
         name = f"esper-{secrets.token_hex(4)}"
+        maker = secrets.token_urlsafe(32) if self._roles else None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._folder.chmod(0o700)
             if self._roles:
                 address = self._as(BusRole.PLANNER, address.url)
-            _write_private(self._folder / _CONFIG, self._config(address, name))
+            _write_private(self._folder / _CONFIG, self._config(address, name, maker))
             log = os.open(self._folder / _LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         except OSError as error:
             raise BusError(
@@ -213,6 +220,8 @@ class BundledServer:
         self._record(address)
         try:
             self._check(self._wait_until_ready(address, name), binary)
+            if maker is not None:
+                self._furnish(address, name, maker)
         except BusError:
             self.stop()
             raise
@@ -226,10 +235,40 @@ class BundledServer:
         passwords = load_passwords(self._folder / _USERS)
         return BusAddress(url=url, user=role.value, password=passwords[role.value])
 
-    def _config(self, address: BusAddress, name: str) -> str:
+    def _furnish(self, address: BusAddress, name: str, maker: str) -> None:
+        """Make the streams and stores as a user of their own, and remove that user."""
+        assert self._process is not None
+        who = BusAddress(url=address.url, user=MAKER, password=maker)
+
+        async def make() -> None:
+            client = await connect(who, "esper-maker", patience=self._patience)
+            try:
+                await ensure_streams(client.jetstream())
+                await ensure_library_stores(client.jetstream())
+            finally:
+                await disconnect(client)
+
+        with ThreadPoolExecutor(1) as apart:  # from an event loop that the caller may run in
+            apart.submit(asyncio.run, make()).result()
+        _write_private(self._folder / _CONFIG, self._config(address, name))
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + self._patience
+        while (greeting := greet(who)) is None or greeting.accepted:
+            if time.monotonic() > deadline or not self.is_alive():
+                raise BusError(f"nats-server does not take its users up: {self._last_words()}")
+            time.sleep(0.01)
+
+    def _has_maker(self) -> bool:
+        """Whether the server was left while it started."""
+        try:
+            return self._roles and f'"{MAKER}"' in (self._folder / _CONFIG).read_text()
+        except OSError:
+            return True
+
+    def _config(self, address: BusAddress, name: str, maker: str | None = None) -> str:
         entry = f"authorization {{ token: {json.dumps(address.token)} }}"
         if self._roles:
-            entry = authorization(load_passwords(self._folder / _USERS))
+            entry = authorization(load_passwords(self._folder / _USERS), maker)
         return f"""\
 server_name: {name}
 host: "127.0.0.1"
