@@ -1,0 +1,193 @@
+"""`esper forge`: the process that plans and keeps workers, how it stands, and what a person decides."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from esper_runtime.cli.output import notice, output_option, print_json, table
+from esper_runtime.contracts import InputError
+
+if TYPE_CHECKING:
+    from esper_runtime.local.forge import Desk, ForgeStatus
+
+T = TypeVar("T")
+
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="How many workers of the forge may work at a time, each on a core of its own away from the "
+    "training's; 0: none. Default: all cores but one, at most 4.",
+)
+bus_option = click.option(
+    "--bus",
+    metavar="FILE|URL",
+    help="The bus that the library is on: a file with its address, or a URL; default: this machine's own.",
+)
+
+
+@click.group()
+def forge() -> None:
+    """The forge: blueprints become signed, tested kernels beside the trainings."""
+
+
+@forge.command(
+    epilog="""\b
+Examples:
+  esper forge serve                   for the library of this machine, while anybody uses it
+  esper forge serve --bus FILE        for a library on another bus, until SIGTERM
+
+`esper run` starts it. Of several for one library one works; the others wait to take its place."""
+)
+@workers_option
+@bus_option
+def serve(workers: int | None, bus: str | None) -> int:
+    """Plan what is to be made and tested, and keep workers for it.
+
+    What it knows lies on the bus: it may be stopped, killed and started again at any time.
+    """
+    from esper_runtime.artifact import esper_home
+    from esper_runtime.local.forge import default_workers, place_of, roles, serve_forge
+    from esper_runtime.local.home import FORGE, HomeBus
+    from esper_runtime.oona import BusRole
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+    number = default_workers() if workers is None else workers
+    home = esper_home()
+    if bus is not None:
+        serve_forge(place_of(roles(_address_file(bus, home)), home, None), number, notice)
+        return 0
+    with HomeBus(FORGE, home) as own:
+        files = {role: own.file_of(role) for role in BusRole}
+        serve_forge(place_of(files, home, own), number, notice)
+    return 0
+
+
+@forge.command()
+@bus_option
+@output_option
+def status(bus: str | None, output: str) -> int:
+    """Show kernels by state, queues, workers, and the dead letters with their reasons."""
+    found = _at_desk(bus, lambda desk: desk.status())
+    if output == "json":
+        print_json(_data(found))
+    else:
+        _print(found)
+    return 0
+
+
+@forge.command()
+@click.argument("names", metavar="ID...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every dead letter that can be read.")
+@bus_option
+def retry(names: tuple[str, ...], everything: bool, bus: str | None) -> int:
+    """Have kernels tried again that were given up, dropped or quarantined.
+
+    ID is a kernel (ck-...) or the number of a dead letter, as `esper forge status` shows them.
+    """
+    if bool(names) is everything:
+        raise InputError("give the ids of kernels or the numbers of dead letters, or --all")
+
+    async def work(desk: "Desk") -> list[str]:
+        return await desk.retry_all() if everything else [await desk.retry(name) for name in names]
+
+    for line in _at_desk(bus, work) or ["there are no dead letters that can be tried again"]:
+        click.echo(line)
+    return 0
+
+
+@forge.command()
+@click.argument("names", metavar="ID...", nargs=-1, required=True)
+@bus_option
+def drop(names: tuple[str, ...], bus: str | None) -> int:
+    """Take dead letters off the list, and leave their kernels alone.
+
+    ID is a kernel (ck-...) or the number of a dead letter, as `esper forge status` shows them.
+    """
+
+    async def work(desk: "Desk") -> list[str]:
+        return [await desk.drop(name) for name in names]
+
+    for line in _at_desk(bus, work):
+        click.echo(line)
+    return 0
+
+
+def _at_desk(bus: str | None, work: Callable[["Desk"], Awaitable[T]]) -> T:
+    """Do something at the desk of the library that is named, starting the machine's own bus if need be."""
+    from esper_runtime.artifact import esper_home
+    from esper_runtime.local import address_of
+    from esper_runtime.local.forge import desk_at
+    from esper_runtime.local.home import HomeBus
+    from esper_runtime.oona import BusAddress, BusRole
+
+    home = esper_home()
+
+    async def at(address: BusAddress) -> T:
+        async with desk_at(address, home) as desk:
+            return await work(desk)
+
+    if bus is not None:
+        return asyncio.run(at(address_of(bus)))
+    with HomeBus("command", home) as own:
+        return asyncio.run(at(own.address_of(BusRole.PLANNER)))
+
+
+def _address_file(bus: str, home: Path) -> Path:
+    """A file with the address that is named, for child processes."""
+    from esper_runtime.local import address_of
+
+    if "://" not in bus:
+        address_of(bus)
+        return Path(bus).resolve()
+    path = home / "library-bus.json"
+    address_of(bus).store(path)
+    return path
+
+
+def _data(found: "ForgeStatus") -> dict[str, object]:
+    workers = found.table.children if found.table is not None else ()
+    return {
+        "kernels": found.states,
+        "queues": [{"work": q.work, "target": q.target, "items": q.items} for q in found.queues],
+        "forge": found.table.supervisor.pid if found.table is not None else None,
+        "workers": [{"role": worker.role, "pid": worker.pid} for worker in workers],
+        "deadLetters": [
+            {
+                "id": letter.number,
+                "kernel": letter.kernel,
+                **letter.dead.model_dump(mode="json", by_alias=True),
+            }
+            for letter in found.letters
+        ],
+        "ignoredWords": found.ignored,
+    }
+
+
+def _print(found: "ForgeStatus") -> None:
+    table("Kernels", ("state", "kernels"), [(k, str(n)) for k, n in found.states.items()], ("kernels",))
+    table(
+        "Queues",
+        ("work", "target", "items"),
+        [(q.work, q.target, "unknown" if q.items is None else str(q.items)) for q in found.queues],
+        ("items",),
+    )
+    if found.table is None:
+        click.echo("No forge runs on this machine; `esper run` and `esper forge serve` start one.")
+    else:
+        processes = [found.table.supervisor, *found.table.children]
+        table("Processes", ("part", "pid"), [(p.role, str(p.pid)) for p in processes], ("pid",))
+    if found.letters:
+        rows = [
+            (str(each.number), dead.work, each.kernel or "-", str(dead.deliveries), dead.reason)
+            for each in found.letters
+            for dead in (each.dead,)
+        ]
+        columns = ("id", "work", "kernel", "deliveries", "reason")
+        table("Dead letters", columns, rows, ("id", "deliveries"))
+    for reason, number in found.ignored.items():
+        click.echo(f"{number} {reason} words in the library do not count; see `esper library verify`")

@@ -1,0 +1,248 @@
+"""`esper forge serve`: looks, decides, acts, and keeps workers, until nobody needs the library any more."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nats.errors
+from nats.aio.client import Client
+
+from esper_runtime.artifact import HOME_VARIABLE, KeyRing
+from esper_runtime.blueprint import catalogue
+from esper_runtime.contracts import LIBRARY_SUBJECT, BusError, EsperError, Origin, Role, Work
+from esper_runtime.local.children import esper_command
+from esper_runtime.local.forge.act import Actor
+from esper_runtime.local.forge.lease import Lease
+from esper_runtime.local.forge.observe import Observer
+from esper_runtime.local.forge.parent import PARENT, Parent
+from esper_runtime.local.forge.targets import local_targets
+from esper_runtime.local.forge.workers import WorkerPool, forge_cores
+from esper_runtime.local.home import HomeBus
+from esper_runtime.local.processes import ProcessTable, end_in_order, read_table, record_of, write_table
+from esper_runtime.oona import BUS_VARIABLE, BusAddress, BusRole, connect, disconnect
+from esper_runtime.planning import WORKERS, Depth, ForgePlan, plan_forge, workers_wanted
+from esper_runtime.urza import Library
+
+LOOK_SECONDS = 1.0
+"""At least so often everything is looked at, whether or not there was news."""
+GATHER_SECONDS = 0.05
+"""News of so long are looked at together."""
+WORK: Mapping[Role, Work] = {Role.TEZZERET: "compile", Role.URABRASK: "evaluate"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a forge works.
+
+    Attributes:
+        home: the machine's folder.
+        files: for each role, the file with its address on the bus of the library.
+        bus: the home bus, where the library is on it; kept running from here.
+    """
+
+    home: Path
+    files: Mapping[BusRole, Path]
+    bus: HomeBus | None
+
+    @property
+    def table(self) -> Path:
+        """The file that says which forge plans and which workers it has."""
+        return self.home / "forge.json"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the workers' logs."""
+        return self.home / "logs"
+
+
+def serve_forge(place: Place, workers: int, say: Callable[[str], None]) -> None:
+    """Plan for the library and keep workers until SIGTERM, or until nobody needs the bus any more.
+
+    Where another process plans already, this one waits to take its place.
+
+    Args:
+        place: where.
+        workers: how many may work at a time; 0: none.
+        say: prints a line.
+
+    Raises:
+        EsperError: the bus or a key cannot be used.
+    """
+    asyncio.run(_Forge(place, workers, say).run())
+
+
+class _Forge:
+    def __init__(self, place: Place, workers: int, say: Callable[[str], None]) -> None:
+        self._place, self._limit, self._say = place, workers, say
+        self._news = asyncio.Event()
+        self._ending = False
+        self._parent = Parent.from_environment()
+        self._idle_since: dict[Role, float] = {}
+        self._targets: asyncio.Task[tuple[str, ...]] | None = None
+        self._pool = WorkerPool(
+            lambda role: [*esper_command(), "worker", role.value],
+            self._environment,
+            forge_cores(workers),
+            place.logs,
+            say,
+        )
+
+    async def run(self) -> None:
+        with self._signals():
+            try:
+                while not self._over():
+                    try:
+                        await self._connected()
+                    except BusError as error:
+                        _log.info("the library is away: %s", error)
+                        await self._revive()
+                        await self._wait(0.5)
+            finally:
+                if self._targets is not None:
+                    self._targets.cancel()
+                self._pool.end()
+                self._forget_table()
+
+    def _over(self) -> bool:
+        gone = self._parent is not None and not self._parent.alive
+        bus = self._place.bus
+        return self._ending or gone or (bus is not None and not bus.needed)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def end() -> None:
+            self._ending = True
+            self._news.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _revive(self) -> None:
+        if self._place.bus is not None:
+            await asyncio.to_thread(self._place.bus.revive)
+
+    async def _connected(self) -> None:
+        """Work over one connection, for as long as it holds."""
+        address = BusAddress.load(self._place.files[BusRole.PLANNER])
+        client = await connect(address, "forge", patience=5.0)
+        try:
+            keyring = KeyRing(self._place.home)
+            for role in Role:
+                keyring.ensure(role)
+            library = Library(client, keyring.trust, keeper=True)
+            await library.refresh()
+            await client.subscribe(LIBRARY_SUBJECT, cb=self._heard)
+            await client.subscribe("$KV.wishes.>", cb=self._heard)
+            await self._hold(client, library, keyring)
+        except (OSError, nats.errors.Error) as error:
+            raise BusError(f"{address.url}: {error}") from error
+        finally:
+            await disconnect(client)
+
+    async def _heard(self, _: object) -> None:
+        self._news.set()
+
+    async def _hold(self, client: Client, library: Library, keyring: KeyRing) -> None:
+        """Wait for the lease, then plan while it is held."""
+        lease = Lease(client)
+        try:
+            while not self._over():
+                if await lease.hold():
+                    await self._plan(client, library, keyring, lease)
+                else:
+                    self._pool.look(dict.fromkeys(WORKERS, 0))
+                    await self._wait(LOOK_SECONDS)
+        finally:
+            await lease.release()
+
+    async def _plan(self, client: Client, library: Library, keyring: KeyRing, lease: Lease) -> None:
+        self._end_orphans()
+        for blueprint in catalogue().values():
+            await library.enter(blueprint, Origin.CATALOGUE.value)
+        observer = Observer(client, library, keyring.trust)
+        actor = Actor(client, library, keyring, observer.notes)
+        while not self._over() and await lease.hold():
+            plan = plan_forge(await observer.look())
+            await self._carry_out(plan, actor)
+            if self._limit:
+                await self._keep_workers(actor)
+            await self._wait(min(LOOK_SECONDS, plan.wakes_in or LOOK_SECONDS))
+
+    async def _carry_out(self, plan: ForgePlan, actor: Actor) -> None:
+        for action in plan.actions:
+            try:
+                await actor.carry_out(action)
+            except BusError:
+                raise
+            except EsperError as error:
+                _log.error("%s: %s", type(action).__name__, error)
+
+    async def _keep_workers(self, actor: Actor) -> None:
+        if self._targets is None:
+            self._targets = asyncio.create_task(local_targets())
+        if not self._targets.done():
+            return
+        depths, now = {}, time.monotonic()
+        for role, work in WORK.items():
+            items: int | None = 0
+            for target in self._targets.result():
+                depth = await (await actor.queue(work, target)).depth()
+                items = None if items is None or depth is None else items + depth
+            if items != 0:
+                self._idle_since[role] = now
+            depths[role] = Depth(items, now - self._idle_since.setdefault(role, now))
+        if self._pool.look(workers_wanted(depths, self._pool.running, self._limit)):
+            me = record_of("forge", os.getpid())
+            write_table(self._place.table, ProcessTable(supervisor=me, children=self._pool.records))
+
+    async def _wait(self, seconds: float) -> None:
+        """Until there is news, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+            if not self._ending:
+                await asyncio.sleep(GATHER_SECONDS)
+        if not self._ending:
+            self._news.clear()
+
+    def _environment(self, role: Role) -> Mapping[str, str]:
+        return {
+            HOME_VARIABLE: str(self._place.home),
+            BUS_VARIABLE: str(self._place.files[BusRole(role.value)]),
+            PARENT: Parent.me().text,
+        }
+
+    def _end_orphans(self) -> None:
+        """End the workers of a forge that was killed."""
+        table = read_table(self._place.table)
+        if table is not None and not table.supervisor.alive:
+            end_in_order(table.children, 5.0)
+
+    def _forget_table(self) -> None:
+        table = read_table(self._place.table)
+        if table is not None and table.supervisor == record_of("forge", os.getpid()):
+            self._place.table.unlink(missing_ok=True)
+
+
+def place_of(files: Mapping[BusRole, Path], home: Path, bus: HomeBus | None) -> Place:
+    """A place with the folder for logs made."""
+    place = Place(home, files, bus)
+    place.logs.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
+def roles(one: Path) -> dict[BusRole, Path]:
+    """The same address for every role: a bus that somebody else runs has its own users."""
+    return dict.fromkeys(BusRole, one)
