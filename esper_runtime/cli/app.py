@@ -10,6 +10,7 @@ import click
 
 from esper_runtime import __version__
 from esper_runtime.cli.bench import bench
+from esper_runtime.cli.forge import forge
 from esper_runtime.cli.keys import keys
 from esper_runtime.cli.library import library
 from esper_runtime.cli.models import blueprint, slots
@@ -18,6 +19,7 @@ from esper_runtime.cli.replay import replay
 from esper_runtime.cli.steering import pause_growth, pin, resume_growth, status, stop, unlock, veto
 from esper_runtime.cli.tamiyo import tamiyo
 from esper_runtime.cli.train import run
+from esper_runtime.cli.worker import worker
 from esper_runtime.contracts import EsperError, InputError, PeerLostError
 
 EXIT_FAILED = 1
@@ -59,6 +61,8 @@ for _command in (
     export,
     tamiyo,
     keys,
+    forge,
+    worker,
     bench,
 ):
     esper.add_command(_command)

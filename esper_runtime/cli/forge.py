@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from esper_runtime.cli.at_library import bus_option
 from esper_runtime.cli.output import notice, output_option, print_json, table
 from esper_runtime.contracts import InputError
 
@@ -21,11 +22,6 @@ workers_option = click.option(
     type=click.IntRange(0, 64),
     help="How many workers of the forge may work at a time, each on a core of its own away from the "
     "training's; 0: none. Default: all cores but one, at most 4.",
-)
-bus_option = click.option(
-    "--bus",
-    metavar="FILE|URL",
-    help="The bus that the library is on: a file with its address, or a URL; default: this machine's own.",
 )
 
 

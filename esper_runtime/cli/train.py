@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from esper_runtime.cli.forge import workers_option
 from esper_runtime.cli.models import print_slots, slots_data
 from esper_runtime.cli.output import notice, output_option, print_json, table
 from esper_runtime.cli.records import run_data, runs_dir_option
@@ -43,6 +44,7 @@ Exit codes: 0 done, 1 the run failed, 2 wrong input, 75 interrupted with a check
     help="Use this message bus instead of starting one: a URL, or a file with the address and what it needs.",
 )
 @click.option("--no-bus", is_flag=True, help="No message bus: nothing is sent, and nothing can be commanded.")
+@workers_option
 @runs_dir_option
 @output_option
 def run(
@@ -52,6 +54,7 @@ def run(
     fresh: bool,
     bus: str | None,
     no_bus: bool,
+    workers: int | None,
     runs_dir: Path,
     output: str,
 ) -> int:
@@ -90,6 +93,7 @@ def run(
             fresh=fresh,
             options=(*(("--compare",) if compare else ()), "--output", output),
             bus=None if no_bus else bus or "",
+            forge_workers=workers,
             say=notice if output == "json" else click.echo,
         )
     from esper_runtime.local import EXIT_PEER_LOST, address_of, run_manifest

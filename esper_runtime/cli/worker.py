@@ -30,7 +30,7 @@ def targets() -> int:
 
 def _prepare() -> None:
     """What every worker does first."""
-    from esper_runtime.local.forge import end_with_parent
+    from esper_runtime.local.parent import end_with_parent
 
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from esper_runtime.contracts import BusError, EsperError
 from esper_runtime.local.children import Child, start_child
+from esper_runtime.local.home import HomeBus
 from esper_runtime.local.processes import ProcessRecord, record_of
 from esper_runtime.oona import BundledServer, BusAddress
 from esper_runtime.planning import GiveUp, Restart, RestartPolicy, how_it_ended, plan_helper
@@ -73,6 +74,39 @@ class BusProcess:
         self._server.stop()
 
 
+class LibraryProcess:
+    """The machine's home bus with the library, which this run shares with others.
+
+    Args:
+        home: the bus.
+    """
+
+    def __init__(self, home: HomeBus) -> None:
+        self._home = home
+        self._joined = False
+
+    def start(self) -> ProcessRecord:
+        """Join it; start it again where it has died."""
+        if self._joined:
+            self._home.revive()
+        else:
+            self._home.join()
+            self._joined = True
+        return record_of("library", self._home.pid or 0)
+
+    def ended(self) -> str | None:
+        """That it is gone; None while it runs."""
+        return None if self._home.alive else "its process is gone"
+
+    def give_up(self) -> None:
+        """Wait no longer until it is ready."""
+        self._home.give_up()
+
+    def stop(self) -> None:
+        """Use it no more; the last one ends it."""
+        self._home.leave()
+
+
 class ServiceProcess:
     """A command of `esper` that serves the run.
 
@@ -114,11 +148,19 @@ class Helper:
         process: what is kept running.
         without: what it means that it is not there, for the message when it is given up.
         policy: how often it is started again, and after how long.
+        shared: others use the process as well: it is not this run's to end.
     """
 
     def __init__(
-        self, name: str, process: Process, without: str, policy: RestartPolicy | None = None
+        self,
+        name: str,
+        process: Process,
+        without: str,
+        policy: RestartPolicy | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         self.record: ProcessRecord | None = None
         """The process that runs, None while there is none."""
         self._name, self._process, self._without = name, process, without

@@ -53,7 +53,7 @@ class HomeBus:
                 self._start(fresh_port=alone)
             except BaseException:
                 self._joined = False
-                self._file().unlink(missing_ok=True)
+                self._file(self._me).unlink(missing_ok=True)
                 raise
         return self
 
@@ -70,11 +70,23 @@ class HomeBus:
             self._start(fresh_port=False)
             return True
 
+    def give_up(self) -> None:
+        """Let a `join` or `revive` in another thread come to its end soon, whatever that is."""
+        self._server.give_up()
+
     def leave(self) -> None:
         """Use it no more; the last one ends it. Twice is as good as once."""
         if self._joined:
             with self._locked():
                 self._go()
+
+    def add(self, process: ProcessRecord) -> None:
+        """Have another process counted among the users for as long as it lives, e.g. a child of this one.
+
+        Raises:
+            BusError: that cannot be written down.
+        """
+        self._touch(process)
 
     def users(self) -> list[ProcessRecord]:
         """Living processes that use the bus, this one included once it has joined."""
@@ -91,6 +103,11 @@ class HomeBus:
     def needed(self) -> bool:
         """Whether a process other than the forge's uses the bus."""
         return any(user.role != FORGE for user in self.users())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server that was joined still runs."""
+        return self._server.is_alive()
 
     @property
     def pid(self) -> int | None:
@@ -128,19 +145,22 @@ class HomeBus:
         self._server.start()
 
     def _enter(self) -> None:
+        self._touch(self._me)
+
+    def _touch(self, process: ProcessRecord) -> None:
         try:
-            self._file().touch(mode=0o600)
+            self._file(process).touch(mode=0o600)
         except OSError as error:
             raise BusError(f"{self._users}: cannot be written to ({error.strerror})") from error
 
     def _go(self) -> None:
-        self._file().unlink(missing_ok=True)
+        self._file(self._me).unlink(missing_ok=True)
         self._joined = False
         if not self.users():
             self._server.stop()
 
-    def _file(self) -> Path:
-        return self._users / f"{self._me.role}-{self._me.pid}-{self._me.started}"
+    def _file(self, process: ProcessRecord) -> Path:
+        return self._users / f"{process.role}-{process.pid}-{process.started}"
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from esper_runtime.contracts import InputError, MorphogeneticRun
+from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun
 from esper_runtime.local.children import Port, esper_command
 from esper_runtime.local.folder import RunFolder
-from esper_runtime.local.helpers import BusProcess, Helper, ServiceProcess
+from esper_runtime.local.helpers import BusProcess, Helper, LibraryProcess, ServiceProcess
+from esper_runtime.local.home import HomeBus
+from esper_runtime.local.parent import PARENT, Parent
+from esper_runtime.local.processes import ProcessRecord
 from esper_runtime.local.supervisor import Job, supervise
-from esper_runtime.oona import BUS_VARIABLE, BusAddress
+from esper_runtime.oona import BUS_VARIABLE, LIBRARY_VARIABLE, BusAddress, BusRole
 
 NO_BUS = "The training goes on without it: nothing is sent, and nothing can be commanded"
+NO_LIBRARY = "The training goes on with the kernels that it has; no new ones are made"
 NO_SERVICE = "The training goes on; its embedded controller decides"
 
 
@@ -26,6 +30,7 @@ def supervise_manifest(
     fresh: bool = False,
     options: Sequence[str] = (),
     bus: str | None = "",
+    forge_workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Run a manifest as processes: a bus of its own, the trainers, and the controller service if wanted.
@@ -36,7 +41,10 @@ def supervise_manifest(
         runs_dir: the run's folder is ``runs_dir / NAME``.
         fresh: begin again.
         options: further options of `esper run` for the trainers.
-        bus: URL or address file of a bus that is there; empty: start one; None: there is none.
+        bus: URL or address file of a bus that is there, the library's too; empty: start one, and use the
+            library of this machine; None: there is none, nor a library.
+        forge_workers: how many workers of the forge may work at a time; 0: no forge is started; None: the
+            default.
         say: prints a line.
 
     Returns:
@@ -44,6 +52,7 @@ def supervise_manifest(
 
     Raises:
         InputError: another process trains the run, or the bus cannot be what is described.
+        ArtifactError: the machine's folder cannot be used.
     """
     folder = RunFolder(runs_dir / run.metadata.name)
     workers = run.spec.training.workers
@@ -53,7 +62,8 @@ def supervise_manifest(
     with ExitStack() as held:
         helpers: list[Helper] = []
         address = None
-        environment = {BUS_VARIABLE: ""}  # also where the person's own names one
+        environment = {BUS_VARIABLE: "", LIBRARY_VARIABLE: ""}  # also where the person's own names one
+        started: Callable[[ProcessRecord], None] | None = None
         if bus is not None:
             address = address_of(bus) if bus else _own_address(held.enter_context(closing(Port())))
             environment[BUS_VARIABLE] = str(folder.bus_address.resolve())
@@ -63,6 +73,15 @@ def supervise_manifest(
                 command = [*esper_command(), "tamiyo", "serve"]
                 service = ServiceProcess("controller", command, environment, folder.logs / "controller.log")
                 helpers.append(Helper("controller service", service, NO_SERVICE))
+            if run.spec.growth.controller.kind is not ControllerKind.OFF:
+                home = HomeBus("run")
+                if not bus:
+                    helpers.append(Helper("library", LibraryProcess(home), NO_LIBRARY, shared=True))
+                    started = home.add
+                training = folder.bus_address if bus else home.file_of(BusRole.TRAINING)
+                environment[LIBRARY_VARIABLE] = str(training.resolve())
+                if forge_workers != 0:
+                    helpers.append(_forge(folder, bus, forge_workers))
         return supervise(
             Job(
                 folder=folder,
@@ -75,8 +94,19 @@ def supervise_manifest(
                 address=address,
                 environment=environment,
                 helpers=helpers,
+                started=started,
             )
         )
+
+
+def _forge(folder: RunFolder, bus: str, workers: int | None) -> Helper:
+    command = [*esper_command(), "forge", "serve"]
+    if workers is not None:
+        command += ["--workers", str(workers)]
+    if bus:
+        command += ["--bus", str(folder.bus_address.resolve())]
+    process = ServiceProcess("forge", command, {PARENT: Parent.me().text}, folder.logs / "forge.log")
+    return Helper("forge", process, NO_LIBRARY)
 
 
 def address_of(text: str) -> BusAddress:

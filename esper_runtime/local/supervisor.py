@@ -50,6 +50,7 @@ class Job:
         address: of the bus, kept in the folder while the run goes on.
         environment: of the trainers.
         helpers: bus and service, in the order in which they start.
+        started: is told of each trainer.
         policy: when to give up.
         say: prints a line.
     """
@@ -64,6 +65,7 @@ class Job:
     address: BusAddress | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     helpers: Sequence[Helper] = ()
+    started: Callable[[ProcessRecord], None] | None = None
     policy: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -178,6 +180,8 @@ class _Supervision:
             environment = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank % job.ranks_per_worker)}
             log = job.folder.logs / f"rank-{rank}.log" if rank else None
             self._ranks.append(start_child(TRAINER, command, environment, (self._lock,), log))
+            if job.started is not None:
+                job.started(self._ranks[-1].record)
             self._record()
 
     def _see_through(self) -> int:
@@ -237,7 +241,7 @@ class _Supervision:
 
     def _record(self) -> None:
         children: list[ProcessRecord] = [rank.record for rank in self._ranks]
-        children += [h.record for h in reversed(self._job.helpers) if h.record is not None]
+        children += [h.record for h in reversed(self._job.helpers) if h.record is not None and not h.shared]
         write_table(self._job.folder.processes, ProcessTable(supervisor=self._me, children=tuple(children)))
 
     def _end_all(self) -> None:

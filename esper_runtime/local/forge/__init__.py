@@ -4,22 +4,18 @@ It runs beside trainings and is never waited for; what it knows lies on the bus,
 """
 
 from esper_runtime.local.forge.desk import Desk, ForgeStatus, QueueDepth, desk_at
-from esper_runtime.local.forge.parent import PARENT, Parent, end_with_parent
 from esper_runtime.local.forge.serve import Place, place_of, roles, serve_forge
 from esper_runtime.local.forge.workers import MOST_WORKERS, WorkerPool, default_workers, forge_cores
 
 __all__ = [
     "MOST_WORKERS",
-    "PARENT",
     "Desk",
     "ForgeStatus",
-    "Parent",
     "Place",
     "QueueDepth",
     "WorkerPool",
     "default_workers",
     "desk_at",
-    "end_with_parent",
     "forge_cores",
     "place_of",
     "roles",

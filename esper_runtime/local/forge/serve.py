@@ -20,10 +20,10 @@ from esper_runtime.local.children import esper_command
 from esper_runtime.local.forge.act import Actor
 from esper_runtime.local.forge.lease import Lease
 from esper_runtime.local.forge.observe import Observer
-from esper_runtime.local.forge.parent import PARENT, Parent
 from esper_runtime.local.forge.targets import local_targets
 from esper_runtime.local.forge.workers import WorkerPool, forge_cores
 from esper_runtime.local.home import HomeBus
+from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import ProcessTable, end_in_order, read_table, record_of, write_table
 from esper_runtime.oona import BUS_VARIABLE, BusAddress, BusRole, connect, disconnect
 from esper_runtime.planning import WORKERS, Depth, ForgePlan, plan_forge, workers_wanted
@@ -31,6 +31,8 @@ from esper_runtime.urza import Library
 
 LOOK_SECONDS = 1.0
 """At least so often everything is looked at, whether or not there was news."""
+BUS_SECONDS = 0.5
+"""Between two looks at whether the home bus lives."""
 GATHER_SECONDS = 0.05
 """News of so long are looked at together."""
 WORK: Mapping[Role, Work] = {Role.TEZZERET: "compile", Role.URABRASK: "evaluate"}
@@ -96,15 +98,16 @@ class _Forge:
 
     async def run(self) -> None:
         with self._signals():
+            keeping = asyncio.create_task(self._keep_bus())
             try:
                 while not self._over():
                     try:
                         await self._connected()
                     except BusError as error:
                         _log.info("the library is away: %s", error)
-                        await self._revive()
-                        await self._wait(0.5)
+                        await self._wait(BUS_SECONDS)
             finally:
+                keeping.cancel()
                 if self._targets is not None:
                     self._targets.cancel()
                 self._pool.end()
@@ -130,9 +133,16 @@ class _Forge:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    async def _revive(self) -> None:
-        if self._place.bus is not None:
-            await asyncio.to_thread(self._place.bus.revive)
+    async def _keep_bus(self) -> None:
+        """Start the home bus again when it has died; our connections find it where it was."""
+        bus = self._place.bus
+        while bus is not None:
+            await asyncio.sleep(BUS_SECONDS)
+            if not bus.alive and not self._over():
+                try:
+                    await asyncio.to_thread(bus.revive)
+                except EsperError as error:
+                    self._say(f"the bus of the library cannot be started again: {error}")
 
     async def _connected(self) -> None:
         """Work over one connection, for as long as it holds."""
@@ -192,6 +202,8 @@ class _Forge:
 
     async def _keep_workers(self, actor: Actor) -> None:
         if self._targets is None:
+            if not await actor.items():
+                return
             self._targets = asyncio.create_task(local_targets())
         if not self._targets.done():
             return

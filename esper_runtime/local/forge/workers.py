@@ -16,7 +16,7 @@ NICE = 15
 """How far a worker stands back: the kernel gives it 1/28 of a core that a training wants too."""
 MOST_WORKERS = 4
 STEADY_SECONDS = 20.0
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 3.0
 _MOST_LOG = 1_000_000
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
