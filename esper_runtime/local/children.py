@@ -18,6 +18,9 @@ from esper_runtime.local.processes import ProcessRecord, catches, record_of, sen
 SUPERVISED = "ESPER_SUPERVISED"
 """Set in the environment of what a supervisor starts: it holds the run's folder for them."""
 
+MOST_LOG = 1_000_000
+"""Bytes of a log that outlives runs; twice as many are kept."""
+
 
 @dataclass
 class Child:
@@ -101,6 +104,13 @@ def start_child(
             child.pumps.append(threading.Thread(target=_pump, args=(pipe, stream), daemon=True))
             child.pumps[-1].start()
     return child
+
+
+def log_file(path: Path) -> Path:
+    """``path``, where a log that has grown too long is moved aside first."""
+    if path.exists() and path.stat().st_size > MOST_LOG:
+        path.replace(path.with_suffix(".log.old"))
+    return path
 
 
 def esper_command() -> list[str]:

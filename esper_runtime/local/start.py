@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun
-from esper_runtime.local.children import Port, esper_command
+from esper_runtime.local.children import Port, esper_command, log_file
 from esper_runtime.local.folder import RunFolder
 from esper_runtime.local.helpers import BusProcess, Helper, LibraryProcess, ServiceProcess
 from esper_runtime.local.home import HomeBus
@@ -81,7 +81,7 @@ def supervise_manifest(
                 training = folder.bus_address if bus else home.file_of(BusRole.TRAINING)
                 environment[LIBRARY_VARIABLE] = str(training.resolve())
                 if forge_workers != 0:
-                    helpers.append(_forge(folder, bus, forge_workers))
+                    helpers.append(_forge(home.home, training if bus else None, forge_workers))
         return supervise(
             Job(
                 folder=folder,
@@ -99,13 +99,14 @@ def supervise_manifest(
         )
 
 
-def _forge(folder: RunFolder, bus: str, workers: int | None) -> Helper:
+def _forge(home: Path, bus: Path | None, workers: int | None) -> Helper:
     command = [*esper_command(), "forge", "serve"]
     if workers is not None:
         command += ["--workers", str(workers)]
-    if bus:
-        command += ["--bus", str(folder.bus_address.resolve())]
-    process = ServiceProcess("forge", command, {PARENT: Parent.me().text}, folder.logs / "forge.log")
+    if bus is not None:
+        command += ["--bus", str(bus.resolve())]
+    log = log_file(home / "logs" / "forge.log")
+    process = ServiceProcess("forge", command, {PARENT: Parent.me().text}, log)
     return Helper("forge", process, NO_LIBRARY)
 
 

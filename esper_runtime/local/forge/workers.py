@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper_runtime.contracts import Role
-from esper_runtime.local.children import Child, start_child
+from esper_runtime.local.children import Child, log_file, start_child
 from esper_runtime.local.processes import ProcessRecord
 from esper_runtime.planning import WORKERS, RestartPolicy, how_it_ended
 
@@ -17,7 +17,6 @@ NICE = 15
 MOST_WORKERS = 4
 STEADY_SECONDS = 20.0
 GRACE_SECONDS = 3.0
-_MOST_LOG = 1_000_000
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -128,9 +127,7 @@ class WorkerPool:
         self._workers[role][:] = left
 
     def _start(self, role: Role) -> Child:
-        log = self._logs / f"{role.value}.log"
-        if log.exists() and log.stat().st_size > _MOST_LOG:
-            log.replace(log.with_suffix(".log.old"))
+        log = log_file(self._logs / f"{role.value}.log")
         threads = dict.fromkeys(_ONE_THREAD, "1")
         environment = {**threads, **self._environment(role)}
         child = start_child(role.value, self._command(role), environment, log=log)
