@@ -1,6 +1,9 @@
 """`esper worker`: a process that makes kernels, or tests them, until it is told to end."""
 
+import asyncio
 import logging
+import signal
+from collections.abc import Awaitable, Callable
 
 import click
 
@@ -28,10 +31,64 @@ def targets() -> int:
     return 0
 
 
-def _prepare() -> None:
-    """What every worker does first."""
+_EPILOG = """\b
+Examples:
+  ESPER_BUS=~/.local/share/esper/bus/bus-{0}.json esper worker {0}
+  esper worker {0} --bus nats://10.0.0.7:4222 --device cuda
+
+It may be stopped, killed and started again at any time; what it had in hand comes again."""
+
+_bus = click.option(
+    "--bus",
+    metavar="FILE|URL",
+    help="The library's bus: a file with the address for this role, or a URL; default: what ESPER_BUS names.",
+)
+_device = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To work for."
+)
+
+
+@worker.command(epilog=_EPILOG.format("tezzeret"))
+@_bus
+@_device
+def tezzeret(bus: str | None, device: str) -> int:
+    """Make kernels of blueprints, for this machine's target."""
+    from esper_runtime.tezzeret import serve
+
+    return _work(serve, bus, device)
+
+
+@worker.command(epilog=_EPILOG.format("urabrask"))
+@_bus
+@_device
+def urabrask(bus: str | None, device: str) -> int:
+    """Test kernels in a sandbox, and validate or reject them."""
+    from esper_runtime.urabrask import serve
+
+    return _work(serve, bus, device)
+
+
+def _work(serve: Callable[..., Awaitable[object]], bus: str | None, device: str) -> int:
+    import torch
+
+    from esper_runtime.artifact import KeyRing, esper_home
+    from esper_runtime.cli.tamiyo import bus_address
+    from esper_runtime.kasmina.kernels import current_target
     from esper_runtime.local.parent import end_with_parent
 
-    end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+    end_with_parent()
+    torch.set_num_threads(1)
+    address, keyring, target = bus_address(bus), KeyRing(esper_home()), current_target(device)
+
+    async def work() -> object:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        return await serve(address, keyring, target, stop=stop)
+
+    click.echo(f"works for {target.name}", err=True)
+    click.echo(str(asyncio.run(work())), err=True)
+    return 0
