@@ -1,5 +1,6 @@
 """The bus and the controller service are kept running, and nobody waits for them."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_looking_after_a_bus_that_does_not_get_ready_waits_for_nothing(
         eventually(record.exists)
         assert helper.look(said.append) is False, "it still starts"
         assert (helper.record, said) == (None, [])
-        (child,) = psutil.Process().children()
+        child = psutil.Process(json.loads(record.read_text())["pid"])
     finally:
         helper.stop()
         port.close()

@@ -16,7 +16,6 @@ from esper_runtime.artifact import HOME_VARIABLE, KeyRing
 from esper_runtime.blueprint import catalogue
 from esper_runtime.contracts import BusError, KernelWish
 from esper_runtime.local.home import HomeBus
-from esper_runtime.local.processes import record_of
 from esper_runtime.oona import BusAddress, BusRole, connect, disconnect
 from esper_runtime.urza import Library
 from tests.urza.sayings import kernel_spec
@@ -50,8 +49,9 @@ def forges(home: Path, tmp_path: Path) -> Iterator[Forges]:
     forges = Forges(home, tmp_path / "said.txt")
     yield forges
     for process in forges.processes:
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(SECONDS)
+    HomeBus("test", home).join().leave()  # ends a bus whose users were all killed
 
 
 @pytest.fixture
@@ -133,13 +133,12 @@ def test_it_brings_back_a_bus_that_was_killed(forges: Forges, run: HomeBus, home
 
 def test_it_ends_when_nobody_needs_the_library_and_takes_the_bus_along(forges: Forges, home: Path) -> None:
     bus = HomeBus("run", home).join()
-    server = record_of("bus", bus.pid or 0)
     forge = forges.begin()
     planner = bus.address_of(BusRole.PLANNER)
     forges.until("the catalogue", lambda: catalogue_is_there(planner, home))
     bus.leave()
     assert forge.wait(SECONDS) == 0
-    forges.until("the end of the bus", lambda: not server.alive)
+    forges.until("the end of the bus", lambda: not bus.alive)
 
 
 def test_a_signal_ends_it_in_order(forges: Forges, run: HomeBus, home: Path) -> None:
