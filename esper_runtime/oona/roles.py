@@ -75,7 +75,7 @@ TABLE: Mapping[BusRole, Rights] = {
             LIBRARY_SUBJECT,
         ),
         hears=("esper.>", "$KV.>", "$JS.EVENT.ADVISORY.>"),
-        reads=(*_LIBRARY, "FORGE", "DEAD", "REPORTS"),
+        reads=(*_LIBRARY, "KV_notes", "FORGE", "DEAD", "REPORTS"),
     ),
     BusRole.TEZZERET: Rights(
         says=("$KV.compiled.>", "$O.artifacts.>", "esper.dead.compile.*", LIBRARY_SUBJECT),
@@ -107,6 +107,8 @@ _ANYBODY = (
     "$JS.API.STREAM.LIST",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.CONSUMER.INFO.FORGE.*",
+    "$JS.API.CONSUMER.LIST.*",
+    "$JS.API.CONSUMER.NAMES.*",
 )
 
 

@@ -11,6 +11,7 @@ from esper_runtime.contracts import BusError, EvaluateWork
 from esper_runtime.oona import (
     ARTIFACTS,
     COMPILED,
+    NOTES,
     VERDICTS,
     WISHES,
     BundledServer,
@@ -218,6 +219,18 @@ def test_workers_pull_work_that_the_planner_published(guarded: BundledServer) ->
         return (await client.jetstream().stream_info("DEAD")).state.messages
 
     assert on_bus(guarded.address_of(BusRole.READER), letters) == 1
+
+
+def test_the_planner_reads_what_it_has_noted_and_sees_all_queues(guarded: BundledServer) -> None:
+    async def plan(client: Client) -> tuple[bytes | None, list[str]]:
+        js = client.jetstream()
+        await publish(client, f"$KV.{NOTES}.ck", b"tried", "n1", patience=5)
+        for target in ("cpu", "cuda"):
+            await WorkQueue(client, "compile", target).ensure()
+        found = await js.get_last_msg(f"KV_{NOTES}", f"$KV.{NOTES}.ck")
+        return found.data, sorted(info.name for info in await js.consumers_info("FORGE"))
+
+    assert on_bus(guarded.address, plan) == (b"tried", ["compile-cpu", "compile-cuda"])
 
 
 def test_a_training_can_wish_and_report(guarded: BundledServer) -> None:
