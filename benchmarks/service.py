@@ -6,6 +6,7 @@ from the runs' journals.
 """
 
 import asyncio
+import signal
 import statistics
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -194,21 +196,24 @@ def train(address: BusAddress, folder: Path, name: str, during: Callable[[], Non
     return folder / name / "journal.jsonl"
 
 
-def what_came_of(journal: Path) -> dict[str, Any]:
-    """What the journal says of who decided."""
+def what_came_of(journal: Path, dead_since: str = "9999") -> dict[str, Any]:
+    """What the journal says of who decided; ``dead_since`` is the time from which on there was no service."""
     entries = read_journal(journal)
     events = [entry.event for entry in entries]
-    obeyed, holder = 0, "Service"
-    for event in events:
+    obeyed, too_late, holder = 0, 0, "Service"
+    for entry in entries:
+        event = entry.event
         if isinstance(event, ControllerChanged):
             holder = event.after
         if isinstance(event, Decided) and event.directives and event.controller.endswith("(service)"):
             obeyed += len(event.directives)
+            too_late += len(event.directives) if entry.time > dead_since else 0
     refused = [event for event in events if isinstance(event, AnswerRefused)]
     text = explain(entries)
     return {
         "complete": any(isinstance(e, Finished) and e.outcome == "Complete" for e in events),
         "obeyed": obeyed,
+        "obeyedOfTheDead": too_late,
         "refused": sum(event.count for event in refused),
         "explained": all(event.reason for event in refused),
         "told": not refused or "not obeyed" in text,
@@ -226,12 +231,18 @@ def unruly(address: BusAddress, address_file: Path, folder: Path, decides: Decid
             control = what_came_of(train(address, folder, "honest"))
         found["silent"] = what_came_of(train(address, folder, "silent"))
         with Service(address_file).until_healthy() as service:
+            killed = ""
 
             def kill() -> None:
+                nonlocal killed
                 wait_for(lambda: service.metric("esper_tamiyo_decision_seconds_count") >= 10, 60)
+                service.process.send_signal(signal.SIGSTOP)
+                time.sleep(PATIENCE / 2)  # what it has sent arrives; it sends no more
+                killed = datetime.now(UTC).isoformat(timespec="milliseconds")
                 service.kill()
 
-            found["dead"] = what_came_of(train(address, folder, "dead", kill))
+            journal = train(address, folder, "dead", kill)
+            found["dead"] = what_came_of(journal, killed)
         liars = (slow, stale_epoch, unknown_slot, over_budget, other_run, malformed)
         for respond in liars:
             name = respond.__name__.replace("_", "-")
@@ -242,6 +253,8 @@ def unruly(address: BusAddress, address_file: Path, folder: Path, decides: Decid
     good = (
         all(f["complete"] and f["explained"] and f["told"] for f in found.values())
         and not wrong
+        and found["dead"]["obeyedOfTheDead"] == 0
+        and "Embedded" in found["dead"]["handovers"]
         and all(f["last"] == "Embedded" for f in found.values())
         and all(f["refused"] for name, f in found.items() if name not in ("silent", "dead"))
     )
@@ -253,6 +266,7 @@ def unruly(address: BusAddress, address_file: Path, folder: Path, decides: Decid
             "runs": len(found),
             "complete": sum(f["complete"] for f in found.values()),
             "directivesObeyed": sum(f["obeyed"] for name, f in found.items() if name != "dead"),
+            "directivesObeyedAfterTheKill": found["dead"]["obeyedOfTheDead"],
             "answersRefused": sum(f["refused"] for f in found.values()),
         },
         bound="all complete, 0 directives obeyed, each refusal explained in the journal, embedded takes over",
