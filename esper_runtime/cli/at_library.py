@@ -60,7 +60,6 @@ def with_speakers(
         InputError: ``bus`` names none.
         BusError: the bus cannot be reached, or has no library.
     """
-    from esper_runtime.local import address_of
     from esper_runtime.local.home import HomeBus
     from esper_runtime.oona import BusAddress, BusRole
 
@@ -70,7 +69,7 @@ def with_speakers(
         with HomeBus("command") as own:
             addresses = {role: own.address_of(role) for role in roles}
             return asyncio.run(_work(addresses, work, make=True))
-    named = address_of(bus)
+    named = BusAddress.named(bus, "--bus")
     addresses = dict.fromkeys(roles, named)
     if named.user == BusRole.PLANNER and "://" not in bus:
         for role in roles:

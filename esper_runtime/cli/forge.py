@@ -116,7 +116,6 @@ def drop(names: tuple[str, ...], bus: str | None) -> int:
 def _at_desk(bus: str | None, work: Callable[["Desk"], Awaitable[T]]) -> T:
     """Do something at the desk of the library that is named, starting the machine's own bus if need be."""
     from esper_runtime.artifact import esper_home
-    from esper_runtime.local import address_of
     from esper_runtime.local.forge import desk_at
     from esper_runtime.local.home import HomeBus
     from esper_runtime.oona import BusAddress, BusRole
@@ -128,20 +127,20 @@ def _at_desk(bus: str | None, work: Callable[["Desk"], Awaitable[T]]) -> T:
             return await work(desk)
 
     if bus is not None:
-        return asyncio.run(at(address_of(bus)))
+        return asyncio.run(at(BusAddress.named(bus, "--bus")))
     with HomeBus("command", home) as own:
         return asyncio.run(at(own.address_of(BusRole.PLANNER)))
 
 
 def _address_file(bus: str, home: Path) -> Path:
     """A file with the address that is named, for child processes."""
-    from esper_runtime.local import address_of
+    from esper_runtime.oona import BusAddress
 
     if "://" not in bus:
-        address_of(bus)
+        BusAddress.named(bus, "--bus")
         return Path(bus).resolve()
     path = home / "library-bus.json"
-    address_of(bus).store(path)
+    BusAddress.named(bus, "--bus").store(path)
     return path
 
 

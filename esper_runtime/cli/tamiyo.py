@@ -1,16 +1,14 @@
 """`esper tamiyo`: the controller as a service of its own.
 
 A supervisor starts ``python -m esper_runtime.cli tamiyo serve`` with the path of the bus address file in the
-environment variable ``ESPER_BUS``, needs no other argument, and ends it with SIGTERM (exit code 0). It may be
-started before the bus, and started again at any time.
+environment variable ``ESPER_BUS`` (a URL would do as well), needs no other argument, and ends it with SIGTERM
+(exit code 0). It may be started before the bus, and started again at any time.
 """
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from pydantic import ValidationError
 
 from esper_runtime.cli.output import notice
 from esper_runtime.contracts import InputError
@@ -36,7 +34,7 @@ may be started: they share the runs. SIGTERM ends one in order."""
 @click.option(
     "--bus",
     metavar="FILE|URL",
-    help="The bus: a file with its address, or a URL; default: the file that ESPER_BUS names.",
+    help="The bus: a file with its address, or a URL; default: what ESPER_BUS names.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Serve GET /healthz and GET /metrics here.")
 @click.option(
@@ -78,9 +76,4 @@ def bus_address(given: str | None) -> "BusAddress":
                 f"`esper run` leaves the address of its bus in runs/NAME/bus.json"
             )
         return found
-    if "://" not in given:
-        return BusAddress.load(Path(given))
-    try:
-        return BusAddress(url=given)
-    except ValidationError as error:
-        raise InputError(f"--bus: {error.errors(include_input=False)[0]['msg']}") from error
+    return BusAddress.named(given, "--bus")

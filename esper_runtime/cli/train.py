@@ -1,11 +1,12 @@
 """`esper run`: train what a manifest describes, or show what it would be."""
 
 import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from esper_runtime.cli.forge import workers_option
 from esper_runtime.cli.models import print_slots, slots_data
@@ -94,13 +95,14 @@ def run(
             options=(*(("--compare",) if compare else ()), "--output", output),
             bus=None if no_bus else bus or "",
             forge_workers=workers,
-            say=notice if output == "json" else click.echo,
+            say=partial(_say, err=output == "json"),
         )
-    from esper_runtime.local import EXIT_PEER_LOST, address_of, run_manifest
+    from esper_runtime.local import EXIT_PEER_LOST, Display, run_manifest
+    from esper_runtime.oona import BusAddress
 
     leads = os.environ["RANK"] == "0"
-    address = address_of(bus) if bus and leads and not no_bus else None
-    console = Console(stderr=True, highlight=False) if output == "json" else None
+    address = BusAddress.named(bus, "--bus") if bus and leads and not no_bus else None
+    console = Display(stderr=True) if output == "json" else None
     code = run_manifest(
         described, manifest, runs_dir, fresh=fresh, compare=compare, bus=address, console=console
     )
@@ -108,6 +110,14 @@ def run(
         folder = find_run(described.metadata.name, runs_dir)
         print_json(run_data(folder, summarise(read_journal(folder.journal))))
     return code
+
+
+def _say(text: str, err: bool) -> None:
+    """Print a line of the supervisor's; where nobody reads any more, the run goes on."""
+    from esper_runtime.local import outliving_the_reader
+
+    with outliving_the_reader(sys.stderr if err else sys.stdout):
+        click.echo(text, err=err)
 
 
 def _plan_data(plan: "Plan") -> dict[str, object]:

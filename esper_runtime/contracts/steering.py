@@ -31,6 +31,11 @@ class SteeringCommand(ContractModel):
 
     id: str = Field(min_length=1, max_length=100)
     run: str = Field(min_length=1, max_length=64)
+    journal: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="Digest of the journal's first entry: tells the run from an earlier one of its name.",
+    )
     command: Steer
     slot: str | None = Field(default=None, max_length=400)
     by: str = Field(default="", max_length=100, description="Who commanded it.")

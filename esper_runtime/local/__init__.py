@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from esper_runtime.local.folder import DEFAULT_RUNS, RunFolder, find_run, list_runs
     from esper_runtime.local.look import Fit, Look, look_at
     from esper_runtime.local.plan import Plan, plan_run
-    from esper_runtime.local.progress import Progress
+    from esper_runtime.local.progress import Display, Progress
+    from esper_runtime.local.reader import outliving_the_reader
     from esper_runtime.local.replay import Replayed, replay_run
     from esper_runtime.local.run import EXIT_PEER_LOST, run_manifest
-    from esper_runtime.local.start import address_of, supervise_manifest
+    from esper_runtime.local.start import supervise_manifest
     from esper_runtime.local.steering import Status, status_data, status_of, steer
     from esper_runtime.local.stop import StopSignals
     from esper_runtime.local.verify import Check, verify_run
@@ -24,8 +25,8 @@ _HOMES = {
     "Check": "verify",
     "EXIT_PEER_LOST": "run",
     "SUPERVISED": "children",
-    "address_of": "start",
     "DEFAULT_RUNS": "folder",
+    "Display": "progress",
     "Fit": "look",
     "Look": "look",
     "Plan": "plan",
@@ -41,6 +42,7 @@ _HOMES = {
     "find_run": "folder",
     "list_runs": "folder",
     "look_at": "look",
+    "outliving_the_reader": "reader",
     "plan_run": "plan",
     "replay_run": "replay",
     "run_manifest": "run",
@@ -53,6 +55,7 @@ __all__ = [
     "EXIT_PEER_LOST",
     "SUPERVISED",
     "Check",
+    "Display",
     "Fit",
     "Look",
     "Plan",
@@ -61,11 +64,11 @@ __all__ = [
     "RunFolder",
     "Status",
     "StopSignals",
-    "address_of",
     "export_run",
     "find_run",
     "list_runs",
     "look_at",
+    "outliving_the_reader",
     "plan_run",
     "replay_run",
     "run_manifest",

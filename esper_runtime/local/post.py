@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -16,6 +17,7 @@ from esper_runtime.contracts import (
     UnreadableAnswer,
     read_answer,
 )
+from esper_runtime.nissa import scan_journal
 from esper_runtime.oona import Bridge
 from esper_runtime.tolaria import Inbox
 
@@ -31,11 +33,13 @@ class Post(Inbox):
     Args:
         bridge: of the run.
         run: its name; commands for another one are left aside.
+        journal: its file, whose first entry tells it from an earlier run of that name; a bus outlives both.
     """
 
-    def __init__(self, bridge: Bridge, run: str) -> None:
+    def __init__(self, bridge: Bridge, run: str, journal: Path | None = None) -> None:
         super().__init__()
-        self._bridge, self._run = bridge, run
+        self._bridge, self._run, self._journal = bridge, run, journal
+        self._first: str | None = None
         self.link = Link(bridge)
 
     def refresh(self) -> None:
@@ -52,8 +56,18 @@ class Post(Inbox):
         except ValidationError as error:
             log.warning("ignored a command that makes no sense: %s", error)
             return
-        if command.run == self._run:
-            self.append(command)
+        if command.run != self._run:
+            return
+        if command.journal is not None and command.journal != self._identity():
+            log.warning("ignored %s: it was meant for an earlier run of this name", command.command)
+            return
+        self.append(command)
+
+    def _identity(self) -> str | None:
+        """Digest of the journal's first entry, read when it is first wanted; None before there is one."""
+        if self._first is None and self._journal is not None:
+            self._first = next((entry.digest for entry in scan_journal(self._journal).entries), None)
+        return self._first
 
 
 class Link:

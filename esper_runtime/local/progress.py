@@ -1,8 +1,6 @@
 """Progress of a run: a live display where there is a terminal, plain lines where there is none."""
 
 import contextlib
-import errno
-import os
 import time
 from collections.abc import Iterator
 
@@ -13,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper_runtime.contracts import JournalEntry, Validated
+from esper_runtime.local.reader import outliving_the_reader
 from esper_runtime.local.view import RunView
 from esper_runtime.nissa import count, duration
 
@@ -20,6 +19,21 @@ REFRESH_SECONDS = 0.1
 PREPARING_SECONDS = 5.0
 PLAIN_SECONDS = 30.0
 """Without a terminal, a line for a stretch of steps without news comes no more often than this."""
+
+
+class Display(Console):
+    """A console that leaves a reader who is gone to `outliving_the_reader`.
+
+    Args:
+        stderr: whether to write to standard error.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raise what was raised; rich would end the process."""
+        raise
 
 
 class Progress:
@@ -33,7 +47,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self.view = RunView()
-        self._console = console or Console(highlight=False)
+        self._console = console or Display()
         self._live: Live | None = None
         self._began = time.monotonic()
         self._first_step: int | None = None
@@ -136,15 +150,9 @@ class Progress:
 
     @contextlib.contextmanager
     def _outliving_the_terminal(self) -> Iterator[None]:
-        """A terminal that was closed must not cost the checkpoint: what is said from then on goes nowhere."""
-        try:
+        """Nobody who looks away costs the training: what is said from then on goes nowhere."""
+        with outliving_the_reader(self._console.file):
             yield
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._console.file.fileno())
-            os.close(nowhere)
 
     def _render(self) -> RenderableType:
         view = self.view

@@ -165,7 +165,7 @@ def _go(
         if not complete:
             progress.say(f"run {run.metadata.name!r} is unfinished; going on with it")
     folder.keep_manifest(manifest)
-    post = None if bridge is None else Post(bridge, run.metadata.name)
+    post = None if bridge is None else Post(bridge, run.metadata.name, folder.journal)
     library = library_link(run.metadata.name) if bridge is not None else None
     observer: Observer = progress if bridge is None else Both(progress, BusObserver(bridge, entries, library))
     logs = open_logs(run, folder.path, progress.say)
@@ -181,6 +181,7 @@ def _go(
     signals.forward(trainer.request_stop)
     try:
         result = trainer.run()
+        signals.saved()
     finally:
         if logs is not None:
             logs.close()

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun
 from esper_runtime.local.children import Port, esper_command, log_file
 from esper_runtime.local.folder import RunFolder
@@ -65,7 +63,9 @@ def supervise_manifest(
         environment = {BUS_VARIABLE: "", LIBRARY_VARIABLE: ""}  # also where the person's own names one
         started: Callable[[ProcessRecord], None] | None = None
         if bus is not None:
-            address = address_of(bus) if bus else _own_address(held.enter_context(closing(Port())))
+            address = (
+                BusAddress.named(bus, "--bus") if bus else _own_address(held.enter_context(closing(Port())))
+            )
             environment[BUS_VARIABLE] = str(folder.bus_address.resolve())
             if not bus:
                 helpers.append(Helper("bus", BusProcess(folder.bus_store, address), NO_BUS))
@@ -108,20 +108,6 @@ def _forge(home: Path, bus: Path | None, workers: int | None) -> Helper:
     log = log_file(home / "logs" / "forge.log")
     process = ServiceProcess("forge", command, {PARENT: Parent.me().text}, log)
     return Helper("forge", process, NO_LIBRARY)
-
-
-def address_of(text: str) -> BusAddress:
-    """The bus that a person names: a URL, or a file with its address.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if "://" not in text:
-        return BusAddress.load(Path(text))
-    try:
-        return BusAddress(url=text)
-    except ValidationError as error:
-        raise InputError(f"--bus: {error.errors(include_input=False)[0]['msg']}") from None
 
 
 def _own_address(port: Port) -> BusAddress:

@@ -131,7 +131,10 @@ def steer(folder: RunFolder, what: Steer, slot: str | None, patience: float) -> 
             f"without --no-bus"
         )
     identity = os.urandom(16).hex()
-    command = SteeringCommand(id=identity, run=folder.name, command=what, slot=slot, by=_user())
+    first = entries[0].digest if entries else None
+    command = SteeringCommand(
+        id=identity, run=folder.name, journal=first, command=what, slot=slot, by=_user()
+    )
     seen_to = folder.journal.stat().st_size
     try:
         asyncio.run(_publish(BusAddress.load(folder.bus_address), command))

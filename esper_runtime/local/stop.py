@@ -9,6 +9,7 @@ from typing import Self
 
 EXIT_KILLED = 130
 EXIT_LATE = 1
+EXIT_SAVED = 75
 
 
 class StopSignals:
@@ -19,7 +20,7 @@ class StopSignals:
     Args:
         say: prints a line for the person.
         grace_seconds: time from the first signal to the end of the block; then the process ends without a
-            new checkpoint.
+            new checkpoint, or where `saved` was called, without what was still to be done after it.
     """
 
     def __init__(self, say: Callable[[str], None], grace_seconds: float) -> None:
@@ -27,6 +28,7 @@ class StopSignals:
         self._grace_seconds = grace_seconds
         self._timer: threading.Timer | None = None
         self._stop: Callable[[str], None] | None = None
+        self._saved = False
         self._before: dict[signal.Signals, signal._HANDLER] = {}
         self.received: str | None = None
         """Name of the signal that asked to stop, None while none did."""
@@ -34,6 +36,10 @@ class StopSignals:
     def forward(self, stop: Callable[[str], None]) -> None:
         """From now on hand the first signal to ``stop`` with a reason in words."""
         self._stop = stop
+
+    def saved(self) -> None:
+        """Note that what is to be kept is on disk: who ends late from now on has not failed."""
+        self._saved = True
 
     def stopping(self) -> bool:
         """True when the person has asked to stop."""
@@ -65,6 +71,9 @@ class StopSignals:
         self._stop(self.received)
 
     def _too_late(self) -> None:
+        if self._saved:
+            os.write(2, b"the checkpoint is written; what came after it took too long and was left\n")
+            os._exit(EXIT_SAVED)
         text = f"no checkpoint within {self._grace_seconds:g} s; the last one before the signal is kept\n"
         os.write(2, text.encode())
         os._exit(EXIT_LATE)

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from esper_runtime.contracts import ContractModel, InputError
 
 BUS_VARIABLE = "ESPER_BUS"
-"""Environment variable that holds the path of the address file."""
+"""Environment variable that names the bus: the path of an address file, or a URL."""
 LIBRARY_VARIABLE = "ESPER_LIBRARY"
 """Environment variable that holds the path of the file with a training's address on the library's bus."""
 
@@ -92,14 +92,32 @@ class BusAddress(ContractModel):
         return address
 
     @classmethod
-    def from_environment(cls) -> Self | None:
-        """The address in the file that ``ESPER_BUS`` names; None where it is not set.
+    def named(cls, text: str, where: str) -> Self:
+        """The bus that a person names: a URL, or a file with its address.
+
+        Args:
+            text: what was given.
+            where: it was given, for messages.
 
         Raises:
-            InputError: as `load`.
+            InputError: it is neither.
         """
-        path = os.environ.get(BUS_VARIABLE)
-        return cls.load(Path(path)) if path else None
+        if "://" not in text:
+            return cls.load(Path(text))
+        try:
+            return cls(url=text)
+        except ValidationError as error:
+            raise InputError(f"{where}: {error.errors(include_input=False)[0]['msg']}") from error
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """The bus that ``ESPER_BUS`` names; None where it is not set.
+
+        Raises:
+            InputError: as `named`.
+        """
+        text = os.environ.get(BUS_VARIABLE)
+        return cls.named(text, BUS_VARIABLE) if text else None
 
     def connect_options(self) -> dict[str, Any]:
         """Keyword arguments for ``nats.connect``.

@@ -1,8 +1,8 @@
 """Connecting to the bus, and publishing so that what was acknowledged is stored, once."""
 
 import asyncio
-import contextlib
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +15,9 @@ from nats.js.api import Header
 from esper_runtime.contracts import BusError, CloudEvent
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.roles import inbox_prefix
+
+CLOSING_SECONDS = 2.0
+"""To close a connection at most: one whose TLS handshake failed would never say that it is closed."""
 
 RECONNECT_WAIT = (0.1, 0.25)
 """Seconds between two tries to reach a server that is away: drawn from this range."""
@@ -86,21 +89,27 @@ async def connect(
     finally:
         if not client.is_connected:
             connecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError, nats.errors.Error, ModuleNotFoundError):
-                await connecting
+            await asyncio.wait({connecting}, timeout=CLOSING_SECONDS)
+            if connecting.done() and not connecting.cancelled():
+                connecting.exception()  # looked at, so that asyncio does not complain of it
             await disconnect(client)
     why = next((problem for problem in problems if _refused(problem)), problems[-1] if problems else None)
     if why is not None and _refused(why):
         raise AccessRefusedError(
             f"{address.url}: the bus refuses this token, password or credentials ({why})"
         )
-    raise BusError(f"{address.url}: the bus cannot be reached ({why or 'no answer'}); is the server running?")
+    hint = "check tlsCa, tlsCert and tlsKey" if isinstance(why, ssl.SSLError) else "is the server running?"
+    raise BusError(f"{address.url}: the bus cannot be reached ({why or 'no answer'}); {hint}")
 
 
 async def disconnect(client: Client) -> None:
     """Close a connection, also one that is broken; raises nothing."""
-    with contextlib.suppress(OSError, nats.errors.Error):
-        await client.close()
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.wait({closing}, timeout=CLOSING_SECONDS)
+    if not closing.done():
+        closing.cancel()
+    elif not closing.cancelled():
+        closing.exception()
 
 
 def _refused(error: BaseException) -> bool:

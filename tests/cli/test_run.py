@@ -126,6 +126,61 @@ def test_a_checkpoint_that_takes_longer_than_the_grace_is_not_waited_for() -> No
     assert "no checkpoint within 0.2 s; the last one before the signal is kept" in done.stderr
 
 
+def test_who_ends_late_after_the_checkpoint_has_not_failed() -> None:
+    script = (
+        "import os, signal\n"
+        "from esper_runtime.local.stop import StopSignals\n"
+        "with StopSignals(print, 0.2) as signals:\n"
+        "    signals.forward(lambda reason: signals.saved())\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    while True:\n"
+        "        pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert "the checkpoint is written" in done.stderr
+
+
+def test_a_dashboard_that_hangs_at_the_end_does_not_make_a_stopped_run_a_failed_one(tmp_path: Path) -> None:
+    path = write(tmp_path, LONG, ("spec.checkpoint.graceSeconds", 3))
+    script = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from esper_runtime.contracts import load_run\n"
+        "from esper_runtime.local import run\n"
+        "class Hangs:\n"
+        "    def on_step(self, step, loss):\n"
+        "        if step == 20: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    def on_event(self, entry): pass\n"
+        "    def close(self): time.sleep(600)\n"
+        "run.open_logs = lambda *_: Hangs()\n"
+        "path = Path(sys.argv[1])\n"
+        "sys.exit(run.run_manifest(load_run(path), path, path.parent / 'runs'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 75, done.stderr
+    last = read_journal(tmp_path / "runs" / "small" / "journal.jsonl")[-1].event
+    assert isinstance(last, Interrupted)
+
+
+@pytest.mark.parametrize("options", ["", "--no-bus", "--no-bus --output json 2>&1"])
+def test_a_run_goes_on_when_who_read_its_lines_is_gone(tmp_path: Path, options: str) -> None:
+    write(tmp_path, ("spec.training.steps", 300), ("spec.growth.controller.kind", "Off"))
+    piped = (
+        f"{sys.executable} -m esper_runtime.cli run run.yaml {options} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", piped], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=55
+    )
+    last = read_journal(tmp_path / "runs" / "small" / "journal.jsonl")[-1].event
+    assert isinstance(last, Finished), done.stderr
+    assert "Traceback" not in done.stderr
+    if "json" not in options:
+        assert done.stdout.splitlines()[-1] == "0", done.stdout
+
+
 def test_a_second_process_on_the_same_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

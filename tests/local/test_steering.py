@@ -10,13 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nats.aio.client import Client
 
 from esper_runtime.cli.app import invoke
-from esper_runtime.contracts import SlotChanged, SlotState, Started, Steer, Steered
+from esper_runtime.contracts import (
+    LOCAL_NAMESPACE,
+    STEERING_TYPE,
+    Channel,
+    CloudEvent,
+    SlotChanged,
+    SlotState,
+    Started,
+    Steer,
+    Steered,
+    SteeringCommand,
+    run_subject,
+)
 from esper_runtime.local import RunFolder
+from esper_runtime.local.post import Post
 from esper_runtime.local.processes import read_table
 from esper_runtime.nissa import Held, held, in_words, read_journal
+from esper_runtime.oona import Bridge, BundledServer, publish_event
 from tests.cli.manifests import write
+from tests.oona.bus import Journal, eventually, on_bus
 
 SECONDS = 50.0
 
@@ -150,3 +166,33 @@ def test_what_holds_follows_from_the_commands_in_their_order() -> None:
     assert held(commands) == Held(paused=True, pinned=False, vetoed=("b",))
     assert in_words(commands[1]) == "ada vetoed slot a: its seeds go and it is locked"
     assert in_words(commands[-1]) == "ada commanded Veto c, without effect: there is no slot 'c'"
+
+
+def test_a_command_for_an_earlier_run_of_the_same_name_is_left_aside(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.grow(3)
+    subject = run_subject(LOCAL_NAMESPACE, "small", Channel.DIRECTIVE)
+    identities = {"old": "0" * 64, "mine": journal.digests[0], "anyone": None}
+
+    async def command(client: Client) -> None:
+        for name, identity in identities.items():
+            told = SteeringCommand(id=name, run="small", journal=identity, command=Steer.PIN)
+            await publish_event(client, subject, CloudEvent.new(STEERING_TYPE, "/people/ada", told, name))
+
+    with (
+        BundledServer(tmp_path / "bus") as server,
+        Bridge(server.address, LOCAL_NAMESPACE, "small", "/runs/local/small") as bridge,
+    ):
+        eventually(lambda: bridge.status().connected)
+        post = Post(bridge, "small", journal.path)
+        on_bus(server.address, command)
+        arrived: list[str] = []
+
+        def all_came() -> bool:
+            post.refresh()
+            arrived.extend(one.id for one in post)
+            post.clear()
+            return bridge.counts().received >= 3
+
+        eventually(all_came)
+    assert arrived == ["mine", "anyone"]

@@ -22,6 +22,14 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert BusAddress.from_environment() == BusAddress(url="nats://localhost:4222")
 
 
+def test_the_environment_may_name_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BUS_VARIABLE, "nats://10.0.0.7:4222")
+    assert BusAddress.from_environment() == BusAddress(url="nats://10.0.0.7:4222")
+    monkeypatch.setenv(BUS_VARIABLE, "http://10.0.0.7:4222")
+    with pytest.raises(InputError, match=r"ESPER_BUS: .*must be like nats://"):
+        BusAddress.from_environment()
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
