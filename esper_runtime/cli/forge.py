@@ -168,7 +168,7 @@ def _print(found: "ForgeStatus") -> None:
     table(
         "Queues",
         ("work", "target", "items"),
-        [(q.work, q.target, "unknown" if q.items is None else str(q.items)) for q in found.queues],
+        [(q.work, q.target, str(q.items)) for q in found.queues],
         ("items",),
     )
     if found.table is None:

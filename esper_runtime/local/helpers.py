@@ -149,6 +149,7 @@ class Helper:
         without: what it means that it is not there, for the message when it is given up.
         policy: how often it is started again, and after how long.
         shared: others use the process as well: it is not this run's to end.
+        early: the trainer needs it before its first step: it is started with it.
     """
 
     def __init__(
@@ -159,8 +160,9 @@ class Helper:
         policy: RestartPolicy | None = None,
         *,
         shared: bool = False,
+        early: bool = False,
     ) -> None:
-        self.shared = shared
+        self.shared, self.early = shared, early
         self.record: ProcessRecord | None = None
         """The process that runs, None while there is none."""
         self._name, self._process, self._without = name, process, without

@@ -76,7 +76,9 @@ def supervise_manifest(
             if run.spec.growth.controller.kind is not ControllerKind.OFF:
                 home = HomeBus("run")
                 if not bus:
-                    helpers.append(Helper("library", LibraryProcess(home), NO_LIBRARY, shared=True))
+                    helpers.append(
+                        Helper("library", LibraryProcess(home), NO_LIBRARY, shared=True, early=True)
+                    )
                     started = home.add
                 training = folder.bus_address if bus else home.file_of(BusRole.TRAINING)
                 environment[LIBRARY_VARIABLE] = str(training.resolve())
@@ -107,7 +109,7 @@ def _forge(home: Path, bus: Path | None, workers: int | None) -> Helper:
         command += ["--bus", str(bus.resolve())]
     log = log_file(home / "logs" / "forge.log")
     process = ServiceProcess("forge", command, {PARENT: Parent.me().text}, log)
-    return Helper("forge", process, NO_LIBRARY)
+    return Helper("forge", process, NO_LIBRARY, early=True)
 
 
 def _own_address(port: Port) -> BusAddress:

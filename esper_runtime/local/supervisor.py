@@ -230,8 +230,10 @@ class _Supervision:
             else:
                 for rank in self._ranks:
                     rank.kill()
-        if not self._asked and self._begun():
-            changed = [helper.look(self._job.say) for helper in self._job.helpers]
+        if not self._asked:
+            begun = self._begun()
+            due = [helper for helper in self._job.helpers if begun or helper.early]
+            changed = [helper.look(self._job.say) for helper in due]
             if any(changed):
                 self._record()
 

@@ -26,8 +26,9 @@ class Depth:
 def workers_wanted(depths: Mapping[Role, Depth], running: Mapping[Role, int], limit: int) -> dict[Role, int]:
     """How many workers of each role there should be.
 
-    A role whose depth is not known keeps what it has. One that has nothing to do keeps its workers for
-    `IDLE_SECONDS`, unless another one needs the place. Where the limit is 1 each role that has work gets one
+    A role whose depth is not known keeps what it has. Where something is compiled there is one to test it
+    soon after. One that has nothing to do keeps its workers for `IDLE_SECONDS`, unless another one needs the
+    place. Where the limit is 1 each role that has work gets one
     all the same: the two share a core.
 
     Args:
@@ -46,6 +47,8 @@ def workers_wanted(depths: Mapping[Role, Depth], running: Mapping[Role, int], li
         elif depth.items > 0:
             wanted[role] = 1
             busy.append(role)
+        elif role is Role.URABRASK and _items(depths, Role.TEZZERET):
+            wanted[role] = 1
     while busy and sum(wanted.values()) < limit:
         role = max(busy, key=lambda role: (_items(depths, role) / wanted[role], role is WORKERS[0]))
         if _items(depths, role) <= wanted[role]:
@@ -53,11 +56,11 @@ def workers_wanted(depths: Mapping[Role, Depth], running: Mapping[Role, int], li
         wanted[role] += 1
     for role in WORKERS:
         depth = depths.get(role, Depth(None))
-        if depth.items == 0 and depth.idle_seconds < IDLE_SECONDS:
+        if depth.items == 0 and not wanted[role] and depth.idle_seconds < IDLE_SECONDS:
             room = max(limit, len(WORKERS)) - sum(wanted.values())
             wanted[role] = max(0, min(running.get(role, 0), room))
     return wanted
 
 
 def _items(depths: Mapping[Role, Depth], role: Role) -> int:
-    return depths[role].items or 0
+    return (depths.get(role) or Depth(None)).items or 0

@@ -1,11 +1,9 @@
 """Carrying out what the planner decides: each action may be done twice, and broken off anywhere."""
 
-import nats.errors
 from nats.aio.client import Client
 
 from esper_runtime.artifact import KeyRing
 from esper_runtime.contracts import (
-    BusError,
     CompileWork,
     DeadWork,
     EvaluateWork,
@@ -58,17 +56,6 @@ class Actor:
             await queue.ensure()
             self._queues[key] = queue
         return self._queues[key]
-
-    async def items(self) -> int:
-        """How many items there are in all queues.
-
-        Raises:
-            BusError: the bus does not answer.
-        """
-        try:
-            return int((await self._client.jetstream().stream_info("FORGE")).state.messages)
-        except (OSError, nats.errors.Error) as error:
-            raise BusError(f"the queues cannot be read ({error})") from error
 
     async def carry_out(self, action: Action) -> None:
         """Do one thing.

@@ -10,23 +10,23 @@ import nats.errors
 from nats.aio.client import Client
 
 from esper_runtime.artifact import KeyRing
-from esper_runtime.contracts import BusError, InputError, KernelNote, KernelRecord, KernelState, nearest
+from esper_runtime.contracts import InputError, KernelNote, KernelRecord, KernelState, nearest
 from esper_runtime.local.forge.act import forgiven
 from esper_runtime.local.forge.letters import Letter
 from esper_runtime.local.forge.observe import QUEUE, Observer
 from esper_runtime.local.processes import ProcessTable, read_table
-from esper_runtime.oona import BusAddress, WorkQueue, connect, disconnect
+from esper_runtime.oona import BusAddress, connect, disconnect
 from esper_runtime.planning import ForgeState
 from esper_runtime.urza import Library
 
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """Items of one work for one target; None where that is not known."""
+    """Items of one work for one target that wait or are worked on."""
 
     work: str
     target: str
-    items: int | None
+    items: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ForgeStatus:
 
     Attributes:
         states: kernels by state.
-        queues: those that exist.
+        queues: those that hold something.
         table: the forge that plans and its workers; None where none runs on this machine.
         letters: dead letters.
         ignored: words in the library that do not count, by reason.
@@ -61,12 +61,13 @@ class Desk:
             BusError: the bus does not answer.
         """
         state = await self._observer.look()
+        waiting = await self._observer.items()
         counts = Counter(_state(record, state) for record in state.records.values())
         counts.update({KernelState.PENDING: len(state.wishes.keys() - state.records.keys())})
         table = read_table(self._home / "forge.json")
         return ForgeStatus(
             states={each.value: counts[each] for each in KernelState if counts[each]},
-            queues=await self._depths(),
+            queues=tuple(QueueDepth(*key, items) for key, items in sorted(waiting.items())),
             table=table if table is not None and table.supervisor.alive else None,
             letters=self._observer.letters.all,
             ignored={fault.value: number for fault, number in self._library.ignored.items() if number},
@@ -159,19 +160,6 @@ class Desk:
         near = nearest(name, sorted(known))
         hint = f"; nearest: {near}" if near else ""
         raise InputError(f"there is no kernel or dead letter {name!r}{hint} (`esper forge status`)")
-
-    async def _depths(self) -> tuple[QueueDepth, ...]:
-        try:
-            consumers = await self._client.jetstream().consumers_info(QUEUE)
-        except (OSError, nats.errors.Error) as error:
-            raise BusError(f"the queues cannot be read ({error})") from error
-        depths = []
-        for name in sorted(str(each.name) for each in consumers):
-            work, _, target = name.partition("-")
-            if work in ("compile", "evaluate"):
-                queue = WorkQueue(self._client, "compile" if work == "compile" else "evaluate", target)
-                depths.append(QueueDepth(work, target, await queue.depth()))
-        return tuple(depths)
 
 
 @contextlib.asynccontextmanager

@@ -60,6 +60,19 @@ class Observer:
             revoked=frozenset(self._trust.keys.revoked_digests),
         )
 
+    async def items(self) -> dict[tuple[str, str], int]:
+        """How many items wait or are worked on, by work and target.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        try:
+            state = (await self._js.stream_info(QUEUE, ">")).state
+        except (OSError, nats.errors.Error) as error:
+            raise BusError(f"the queues cannot be read ({error})") from error
+        words = {subject: subject.split(".") for subject in state.subjects or {}}
+        return {(words[s][2], words[s][3]): number for s, number in (state.subjects or {}).items()}
+
     async def _queue(self, notes: Iterable[KernelNote]) -> QueueView:
         """Which of the published tries are still in the queue; what left it once does not come back."""
         noted = {

@@ -188,7 +188,7 @@ class _Forge:
             plan = plan_forge(await observer.look())
             await self._carry_out(plan, actor)
             if self._limit:
-                await self._keep_workers(actor)
+                await self._keep_workers(observer)
             await self._wait(min(LOOK_SECONDS, plan.wakes_in or LOOK_SECONDS))
 
     async def _carry_out(self, plan: ForgePlan, actor: Actor) -> None:
@@ -200,20 +200,21 @@ class _Forge:
             except EsperError as error:
                 _log.error("%s: %s", type(action).__name__, error)
 
-    async def _keep_workers(self, actor: Actor) -> None:
+    async def _keep_workers(self, observer: Observer) -> None:
+        waiting = await observer.items()
         if self._targets is None:
-            if not await actor.items():
+            if not waiting:
                 return
             self._targets = asyncio.create_task(local_targets())
-        if not self._targets.done():
-            return
+        here = self._targets.result() if self._targets.done() else None
         depths, now = {}, time.monotonic()
         for role, work in WORK.items():
-            items: int | None = 0
-            for target in self._targets.result():
-                depth = await (await actor.queue(work, target)).depth()
-                items = None if items is None or depth is None else items + depth
-            if items != 0:
+            items = sum(
+                number
+                for (kind, target), number in waiting.items()
+                if kind == work and (here is None or target in here)
+            )
+            if items:
                 self._idle_since[role] = now
             depths[role] = Depth(items, now - self._idle_since.setdefault(role, now))
         if self._pool.look(workers_wanted(depths, self._pool.running, self._limit)):
