@@ -63,7 +63,12 @@ def serve(workers: int | None, bus: str | None) -> int:
     return 0
 
 
-@forge.command()
+@forge.command(
+    epilog="""\b
+Examples:
+  esper forge status                  tables for people
+  esper forge status --output json    for programs"""
+)
 @bus_option
 @output_option
 def status(bus: str | None, output: str) -> int:
@@ -76,7 +81,12 @@ def status(bus: str | None, output: str) -> int:
     return 0
 
 
-@forge.command()
+@forge.command(
+    epilog="""\b
+Examples:
+  esper forge retry ck-0123456789ab   a kernel that was given up or quarantined
+  esper forge retry --all             every dead letter that can be read"""
+)
 @click.argument("names", metavar="ID...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every dead letter that can be read.")
 @bus_option
@@ -96,7 +106,11 @@ def retry(names: tuple[str, ...], everything: bool, bus: str | None) -> int:
     return 0
 
 
-@forge.command()
+@forge.command(
+    epilog="""\b
+Examples:
+  esper forge drop 3                  dead letter 3, as `esper forge status` shows it"""
+)
 @click.argument("names", metavar="ID...", nargs=-1, required=True)
 @bus_option
 def drop(names: tuple[str, ...], bus: str | None) -> int:

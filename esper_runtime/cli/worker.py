@@ -19,7 +19,11 @@ def worker() -> None:
     """
 
 
-@worker.command()
+@worker.command(
+    epilog="""\b
+Examples:
+  esper worker targets                what `esper forge serve` asks before it plans"""
+)
 def targets() -> int:
     """Print what kernels are made for on this machine, as JSON."""
     import torch
