@@ -37,6 +37,7 @@ BARS = (
     "forged",
     "library_query",
     "integrity",
+    "only_urabrask",
     "rejection",
     "growth_table",
 )

@@ -37,12 +37,15 @@ class Bucket:
         client: a connection.
         name: of the bucket.
         patience: seconds that a request is tried for.
+        forgets: whether keys can be deleted; in a bucket that takes each key once, a mark of deletion is a
+            value like any other.
     """
 
-    def __init__(self, client: Client, name: str, patience: float) -> None:
+    def __init__(self, client: Client, name: str, patience: float, *, forgets: bool) -> None:
         self.name = name
         self._client = client
         self._patience = patience
+        self._forgets = forgets
         self._stream, self._prefix = f"KV_{name}", f"$KV.{name}."
         self._seen = 0
         self._made: object = None
@@ -118,7 +121,7 @@ class Bucket:
         for message in await messages(self._client, self._stream, ">", first, last, self._patience):
             key = str(message.subject).removeprefix(self._prefix)
             self._keys.add(key)
-            if (message.headers or {}).get("KV-Operation") in _REMOVED:
+            if self._forgets and (message.headers or {}).get("KV-Operation") in _REMOVED:
                 changes.removed.append(key)
             else:
                 changes.values.append(Value(key, int(message.seq), message.data or b""))

@@ -306,7 +306,10 @@ class LibraryReader:
         self._view = LibraryView(self.trust)
         self._incarnation: str | None = None
         names = (*BUCKETS.values(), WISHES, BLUEPRINTS)
-        self._buckets = {name: Bucket(self._client, name, self._patience) for name in names}
+        self._buckets = {
+            name: Bucket(self._client, name, self._patience, forgets=name in (WISHES, BLUEPRINTS))
+            for name in names
+        }
 
     async def _make(self) -> None:
         js = jetstream(self._client)

@@ -333,6 +333,19 @@ def test_mistakes_are_refused_in_words(server: BundledServer, keyring: KeyRing) 
     with_library(server, keyring.trust, work)
 
 
+def test_a_mark_of_deletion_among_words_is_a_word_that_does_not_count(
+    server: BundledServer, keyring: KeyRing
+) -> None:
+    async def work(library: Library) -> None:
+        before = library.ignored[Fault.MALFORMED]
+        for number, mark in enumerate(("DEL", "PURGE")):
+            await put_raw(server.address, "verdicts", f"ck.{number}", b"", **{"KV-Operation": mark})
+        await library.refresh()
+        assert library.ignored[Fault.MALFORMED] == before + 2
+
+    with_library(server, keyring.trust, work)
+
+
 def test_a_bus_without_a_library_says_so_to_who_does_not_make_one(
     server: BundledServer, keyring: KeyRing
 ) -> None:
