@@ -24,6 +24,3 @@ def keyring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "kernels"
-
-collect_ignore = ["test_rejection.py", "test_restricted.py"]
-"""Their native corpus (native.py) does not say yet the shapes that `kasmina.kernels` asks of a call."""

@@ -11,7 +11,8 @@ from esper_runtime.kasmina.kernels import Call
 
 WIDTH = 16
 SOURCE = Path(__file__).with_name("native.c")
-TENSORS = ("tail.weight", "tail.bias")
+SHAPES = {"tail.weight": (WIDTH, WIDTH), "tail.bias": (WIDTH,)}
+TENSORS = tuple(SHAPES)
 
 
 def graph() -> Blueprint:
@@ -48,7 +49,14 @@ def parts(
     wanted = {"forward": forward or {}, "backward": {"BACKWARD": "1", **(backward or {})}}
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda name: _compiled(folder / f"{name}.so", wanted[name]), wanted))
-    call = Call(tensors=tensors, learned=learned, least=(2,))
+    call = Call(
+        tensors=tensors,
+        shapes=tuple(SHAPES.get(name, (WIDTH,)) for name in tensors),
+        learned=learned,
+        channel=1,
+        width=WIDTH,
+        least=(2,),
+    )
     return {
         "forward/model.so": made[0],
         "backward/model.so": made[1],
