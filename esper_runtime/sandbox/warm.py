@@ -29,6 +29,7 @@ _ENVIRONMENT: Final = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",  # a driver that finds a GPU starts threads, and jobs reach none anyway
 }
 
 

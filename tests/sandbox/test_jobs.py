@@ -244,3 +244,11 @@ def test_two_threads_take_turns(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.join()
     assert sorted(results, key=str) == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_module_that_starts_a_thread_cannot_be_warm() -> None:
+    with (
+        Sandbox(["tests.sandbox.threaded"]) as sandbox,
+        pytest.raises(SandboxError, match="imports started threads: python"),
+    ):
+        sandbox.start()
