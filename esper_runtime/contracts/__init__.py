@@ -71,6 +71,7 @@ from esper_runtime.contracts.growth import (
     Lifecycle,
     Placement,
     PlanChoice,
+    TwinChoice,
 )
 from esper_runtime.contracts.journal import (
     GENESIS,
@@ -326,6 +327,7 @@ __all__ = [
     "Training",
     "TransitionError",
     "TwinChanged",
+    "TwinChoice",
     "UnreadableAnswer",
     "UsableKernel",
     "Validated",

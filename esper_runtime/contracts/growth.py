@@ -191,6 +191,13 @@ class BlueprintSelector(ContractModel):
     exclude: tuple[Glob, ...] = Field(default=(), max_length=64, description="Left out.")
 
 
+class TwinChoice(StrEnum):
+    """Whether compiled twins run in place of seeds that were kept."""
+
+    NEVER = "Never"
+    WHERE_FASTER = "WhereFaster"
+
+
 class KernelSelector(ContractModel):
     """Which validated kernels may be planted, by what Urabrask found (`esper library ls` has the tags)."""
 
@@ -200,6 +207,12 @@ class KernelSelector(ContractModel):
         default=(),
         max_length=16,
         description="Tags that are liked: a candidate with all of them counts as if it had gained 10 % more.",
+    )
+    twins: TwinChoice = Field(
+        default=TwinChoice.NEVER,
+        description="Never, or WhereFaster: seeds that were kept get a compiled twin, made by the library's "
+        "workers, once measurement in place says that it is faster. When that is depends on the workers, "
+        "and its results differ in the last bits, so that two such runs are not the same bit for bit.",
     )
     most_risk: float = Field(
         default=0.5,

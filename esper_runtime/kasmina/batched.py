@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from esper_runtime.kasmina.kernels import Twin
 from esper_runtime.kasmina.seed import Seed
 from esper_runtime.kasmina.stacked import stacks
 
@@ -54,6 +55,8 @@ class Batch:
             raise ValueError("no bodies were given; give at least one")
         if any(isinstance(module, nn.Dropout) and module.p > 0 for module in bodies[0].modules()):
             raise ValueError("a body draws random numbers; run such bodies one after another")
+        if any(isinstance(body, Twin) for body in bodies):
+            raise ValueError("a body has a compiled twin, which runs by itself")
         first = _shapes(bodies[0])
         for number, body in enumerate(bodies):
             if _shapes(body) != first or getattr(body, "code", "") != getattr(bodies[0], "code", ""):

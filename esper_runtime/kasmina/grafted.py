@@ -212,6 +212,7 @@ def _seed_record(seed: Seed) -> dict[str, Any]:
         "apart": seed.apart,
         "kernel": seed.kernel,
         "digest": seed.digest,
+        "twin": None if seed.twin is None else list(seed.twin),
         "frozen": not any(p.requires_grad for p in seed.body.parameters()),
         "isolatedGain": dump(seed.isolated_gain),
         "contribution": dump(seed.contribution),
@@ -235,6 +236,8 @@ def _seed_from(record: dict[str, Any], model: GraftedModel) -> Seed:
     seed.failure = record["failure"]
     seed.apart = record.get("apart", False)
     seed.kernel, seed.digest = record.get("kernel"), record.get("digest")
+    if (twin := record.get("twin")) is not None:
+        seed.twin = (twin[0], twin[1])
     seed.isolated_gain = load(record["isolatedGain"])
     seed.contribution = load(record["contribution"])
     seed.trial_gain = load(record.get("trialGain"))

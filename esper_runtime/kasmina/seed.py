@@ -37,6 +37,7 @@ class Seed(nn.Module):
         trial_gain: what a trial on a copy of the model promised before it was planted.
         kernel: id of the kernel that its body is made of; None where the model has no stock of kernels.
         digest: of the kernel's artifact.
+        twin: id and digest of the kernel whose compiled twin of the body runs in its place.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Seed(nn.Module):
         self.apart = False
         self.kernel: str | None = None
         self.digest: str | None = None
+        self.twin: tuple[str, str] | None = None
         self.isolated_gain: Measured | None = None
         self.contribution: Measured | None = None
         self.trial_gain: Measured | None = None

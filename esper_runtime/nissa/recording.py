@@ -14,6 +14,7 @@ from esper_runtime.contracts import (
     SeedChanged,
     SeedStage,
     Started,
+    TwinChanged,
 )
 from esper_runtime.nissa.journal import effective
 
@@ -35,6 +36,7 @@ class Recording:
         failures: by the boundary that culled them, the seeds that failed in the step before it, with the
             reason.
         loaded: by seed, the step at which its kernel was there, where that was after its germination.
+        twins: by step, what changed about compiled twins.
         entries: those that count.
         changed: settings of the manifest that a resumption changed, each with ``before -> now``.
     """
@@ -47,6 +49,7 @@ class Recording:
     bars: Mapping[int, tuple[int, ...]]
     failures: Mapping[int, Mapping[str, str]]
     loaded: Mapping[str, int]
+    twins: Mapping[int, tuple[TwinChanged, ...]]
     entries: tuple[JournalEntry, ...]
     changed: Mapping[str, str]
 
@@ -85,6 +88,7 @@ def recording_of(entries: list[JournalEntry], until: int, last_sequence: int | N
         bars=_bars(used),
         failures=_failures(kept),
         loaded=_loaded(kept),
+        twins=_twins(kept),
         entries=tuple(kept),
         changed=_changed(used),
     )
@@ -153,6 +157,14 @@ def _loaded(kept: Iterable[JournalEntry]) -> dict[str, int]:
         elif isinstance(event, SeedChanged) and event.before is SeedStage.LOADING:
             loaded[event.seed] = entry.step
     return {seed: step for seed, step in loaded.items() if step > born.get(seed, step)}
+
+
+def _twins(kept: Iterable[JournalEntry]) -> dict[int, tuple[TwinChanged, ...]]:
+    found: dict[int, tuple[TwinChanged, ...]] = {}
+    for entry in kept:
+        if isinstance(entry.event, TwinChanged):
+            found[entry.step] = (*found.get(entry.step, ()), entry.event)
+    return found
 
 
 def _changed(used: list[JournalEntry]) -> dict[str, str]:

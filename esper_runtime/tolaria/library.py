@@ -39,6 +39,7 @@ from esper_runtime.tolaria.supply import Offer
 from esper_runtime.urza import Library
 
 RETRY_SECONDS = 2.0
+MORE_SECONDS = 0.5
 LOOK_SECONDS = 2.0
 """Between two looks for blueprints that people have entered."""
 FLUSH_SECONDS = 3.0
@@ -83,6 +84,7 @@ class LibraryLink:
             run_subject(LOCAL_NAMESPACE, run, Channel.REPORT), f"/runs/{LOCAL_NAMESPACE}/{run}"
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._more: deque[KernelSpec] = deque()
         self._closing = asyncio.Event()
         self._thread = threading.Thread(target=self._serve, name="esper-library", daemon=True)
 
@@ -93,6 +95,10 @@ class LibraryLink:
         self._seen: set[str] = {spec.blueprint for spec in wanted.specs.values()}
         self._loop = asyncio.new_event_loop()
         self._thread.start()
+
+    def wish(self, spec: KernelSpec) -> None:
+        """Say that the run can use one more kernel; it comes as an offer."""
+        self._more.append(spec)
 
     def report(self, identity: str, report: FieldReport) -> None:
         """Say what a kernel did; ``identity`` is the digest of the report's journal entry."""
@@ -147,6 +153,7 @@ class LibraryLink:
                 group.create_task(self._wish(library))
                 group.create_task(self._take(library))
                 group.create_task(self._look_for_blueprints(library))
+                group.create_task(self._wish_for_more(library))
                 group.create_task(self._reports.run(client))
         except* (EsperError, OSError) as errors:
             raise errors.exceptions[0] from None
@@ -159,6 +166,18 @@ class LibraryLink:
         for kernel, spec in list(self._specs.items()):
             if kernel not in there:
                 await library.wish(KernelWish(spec=spec, urgent=kernel in self._wanted.specs))
+
+    async def _wish_for_more(self, library: Library) -> None:
+        while True:
+            while self._more:
+                spec = self._more[0]
+                self._specs[spec.kernel_id] = spec
+                await library.wish(KernelWish(spec=spec))
+                known = library.known(spec.kernel_id)
+                if known is not None:
+                    await self._hear(library, known)
+                self._more.popleft()
+            await asyncio.sleep(MORE_SECONDS)
 
     async def _take(self, library: Library) -> None:
         """Fetch what was validated, and hear what may be used no more."""

@@ -5,28 +5,25 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-import torch
-
 from esper_runtime.contracts import (
     Checkpointed,
     Event,
     RolledBack,
     RunFailedError,
+    TwinChoice,
     Validated,
     Validation,
 )
-from esper_runtime.kasmina import Changes, Seed, detached_call, untouched_random_state
+from esper_runtime.kasmina import Changes, Seed
 from esper_runtime.tamiyo import Lesson
 from esper_runtime.tolaria.agreement import all_random_states, check_equal, own_random_state
 from esper_runtime.tolaria.boundary import Boundary
 from esper_runtime.tolaria.checkpoint import SavedState
-from esper_runtime.tolaria.diagnosis import Blame, find_blame, pass_is_sound
-from esper_runtime.tolaria.evaluate import trial_of
 from esper_runtime.tolaria.followers import Checkpoints, Journal
 from esper_runtime.tolaria.governor import Fault, GoodState, Governor
+from esper_runtime.tolaria.inquiry import Inquiry
 from esper_runtime.tolaria.journal import must_sync
 from esper_runtime.tolaria.ledger import Purpose
-from esper_runtime.tolaria.macs import count_macs
 from esper_runtime.tolaria.news import News
 from esper_runtime.tolaria.parts import Parts
 from esper_runtime.tolaria.reporting import reports_of
@@ -36,6 +33,7 @@ from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.tasks import Batch
 from esper_runtime.tolaria.training_state import capture, restore
 from esper_runtime.tolaria.trials import TrialsStoppedError
+from esper_runtime.tolaria.twins import Twins, TwinSource
 
 MOST_STEPS_BETWEEN_GOOD_STATES = 100
 """Steps that a rollback loses at most, twice over; a good state is kept at least five times in a run."""
@@ -67,6 +65,7 @@ class Loop:
         self.steering = steering or Steering()
         self.supply = supply or Supply()
         self.governor = Governor()
+        self._inquiry = Inquiry(parts, self.governor)
         self.step = 0
         self.total_steps = parts.total_steps
         self.stop: str | None = None
@@ -84,6 +83,7 @@ class Loop:
             parts.group,
         )
         self._news = News(parts.group, self.steering, self.supply)
+        self.twins = self._new_twins()
         parts.learner.wants = lambda: (self._must_stop() is not None, self._news.waiting)
         self._told = False
         self._cut_short = False
@@ -153,12 +153,25 @@ class Loop:
         if not last and step % self.boundary.settings.every == 0:
             changes = self._noticed(self.boundary.ask(step))
             self._keep_place()
+        if self.twins is not None:
+            self.twins.look(step)
         self.learn_what_is_due()
         if step % self._keep_every == 0 and self.governor.calm and (step == 0 or not changes.structural):
             self.governor.keep(self.good_state())
-        if step and (last or (step % self._checkpoint_every == 0 and self._sound())):
+        if step and (last or (step % self._checkpoint_every == 0 and self._inquiry.next_step_is_sound())):
             self.checkpoint()
         return None
+
+    def _new_twins(self) -> Twins | None:
+        """Compiled twins, where the manifest wants them and a library makes them."""
+        parts, supply = self.parts, self.supply
+        training = parts.run.spec.training
+        if parts.run.spec.growth.kernels.twins is TwinChoice.NEVER:
+            return None
+        if supply.cache is None or supply.wish is None:
+            return None
+        batch = training.batch_size // training.accumulate
+        return Twins(parts.model, TwinSource(supply.cache, supply.wish, batch), self.record)
 
     def _steer(self, late: bool = False) -> None:
         """Journal what has come from outside; it takes effect at this boundary, or else at the next."""
@@ -175,20 +188,6 @@ class Loop:
         sequence = self._group.share(self._journal.sequence)
         if not self._group.leads:
             self._journal.sequence = sequence
-
-    def _sound(self) -> bool:
-        """Whether the next step's loss will be sound: to go on from a ruined state would help nobody."""
-        parts = self.parts
-        trial = trial_of(parts.task, parts.feed.batch(parts.feed.upcoming()))
-
-        def loss() -> float:
-            with parts.settings.trials.autocast(), torch.no_grad(), untouched_random_state():
-                output = detached_call(parts.model, trial.args, trial.kwargs)
-                return trial.losses(output).mean().item()
-
-        found = parts.ledger.measure(Purpose.DIAGNOSIS, parts.learner.structure, 1, loss)
-        found = self._group.mean(found)
-        return math.isfinite(found) and found <= self.governor.band.ceiling
 
     def _noticed(self, changes: Changes) -> Changes:
         """Let the learner and the governor know what the boundary changed."""
@@ -265,9 +264,9 @@ class Loop:
 
     def _roll_back(self, fault: Fault, batch: Batch) -> None:
         """Restore the last good state and see to it that the same fault does not come again."""
-        blame = self._blame(fault, batch)
+        blame = self._inquiry.blame(fault, batch, self.step)
         good = self.governor.good
-        skip = self._batches_to_skip(fault, blame, batch, good)
+        skip = self._inquiry.batches_to_skip(fault, blame, batch, good)
         event = RolledBack(
             fault=f"{fault.what}; {blame.why}",
             blame=blame.who,
@@ -295,56 +294,6 @@ class Loop:
         self._checkpointed = -1
         if self.step:
             self.checkpoint()
-
-    def _blame(self, fault: Fault, batch: Batch) -> Blame:
-        parts = self.parts
-        with parts.settings.trials.autocast():
-            if fault.kind == "validation":
-                data = parts.task.validation
-
-                def sound() -> bool:
-                    return all(
-                        map(math.isfinite, self._group.share(parts.evaluate(data, Purpose.VALIDATION)))
-                    )
-            else:
-
-                def sound() -> bool:
-                    return self._pass_is_sound(batch, self.governor.band.ceiling)
-
-            def was_sound() -> bool:
-                good = self.governor.good.saved
-                restore(good, parts.model, parts.optimizer)
-                ceiling = good.facts["band"]["ceiling"]
-                return self._pass_is_sound(batch, math.inf if ceiling is None else ceiling)
-
-            return find_blame(fault, parts.model, batch, sound, was_sound, self.step, self._found_by_any)
-
-    def _found_by_any(self, found: str | None) -> str | None:
-        """What the first rank that found something found."""
-        blobs = self._group.gather_bytes((found or "").encode())
-        return next((blob.decode() for blob in blobs if blob), None)
-
-    def _batches_to_skip(self, fault: Fault, blame: Blame, batch: Batch, good: GoodState) -> tuple[int, ...]:
-        """The batches that brought the fault. May leave the model in the good state, or changed from it."""
-        if blame.who == "seed":
-            return ()
-        if blame.who == "data" or fault.kind == "validation":
-            return self.governor.last_batches(0)
-        if fault.kind != "divergence":
-            parts = self.parts
-            restore(good.saved, parts.model, parts.optimizer)
-            with parts.settings.trials.autocast():
-                innocent = self._pass_is_sound(batch, math.inf)
-            if not innocent:
-                return self.governor.last_batches(0)
-        return self.governor.last_batches(fault.onset)
-
-    def _pass_is_sound(self, batch: Batch, ceiling: float) -> bool:
-        """Whether forward and backward pass give good numbers; counted, also where it ends half-way."""
-        trial = trial_of(self.parts.task, batch)
-        macs, sound = count_macs(lambda: pass_is_sound(self.parts.model, trial, ceiling, self._group.mean))
-        self.parts.ledger.add(Purpose.DIAGNOSIS, macs)
-        return sound
 
     def learn_what_is_due(self) -> None:
         """Apply what earlier rollbacks taught, at the step that they went back to."""
@@ -416,6 +365,8 @@ class Loop:
         """Go on from a saved state; what outlives a rollback (ledger, barred batches, time) stays."""
         parts, facts = self.parts, saved.facts
         restore(saved, parts.model, parts.optimizer)
+        if self.twins is not None:
+            self.twins.reattach()
         self.step = facts["step"]
         parts.feed.position = facts["position"]
         self.supply.restore(facts["sequence"], parts.model)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper_runtime.artifact import KeyRing, esper_home
 from esper_runtime.contracts import (
     Blueprint,
     Checkpointing,
@@ -26,7 +27,7 @@ from esper_runtime.contracts import (
     SystemState,
     UsableKernel,
 )
-from esper_runtime.kasmina import Stock
+from esper_runtime.kasmina import KernelCache, Shelf, Stock
 from esper_runtime.nissa import BEFORE_START, Recording
 from esper_runtime.tamiyo import Lesson
 from esper_runtime.tolaria.checkpoint import CheckpointStore
@@ -40,6 +41,7 @@ from esper_runtime.tolaria.steering import Steering
 from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.tasks import Batch, Task
 from esper_runtime.tolaria.trainer import Trainer
+from esper_runtime.tolaria.twins import Twins, TwinSource
 
 NEVER = 100_000_000
 
@@ -99,11 +101,20 @@ class ReplayLoop(Loop):
         supply: Supply,
     ) -> None:
         steered = sorted(recording.entries, key=lambda entry: entry.step)
-        super().__init__(parts, journal, store, observer, Steering(None, steered), supply)
         self._recording = recording
+        super().__init__(parts, journal, store, observer, Steering(None, steered), supply)
         parts.model.loaded_at = recording.loaded
         self._lessons = list(recording.lessons)
         self._bar(BEFORE_START)
+
+    def _new_twins(self) -> Twins | None:
+        """The recorded ones, of the kernels on this machine's shelf; None where none ran."""
+        if not self._recording.twins:
+            return None
+        home = esper_home()
+        cache = KernelCache(Shelf(home), KeyRing(home).trust)
+        source = TwinSource(cache, lambda spec: None, batch=1)
+        return Twins(self.parts.model, source, self.record, self._recording.twins)
 
     def between_steps(self) -> Fault | None:
         """As in a run; seeds that the journal knows to have failed in the last step fail in it."""

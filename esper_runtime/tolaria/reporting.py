@@ -31,6 +31,7 @@ def reports_of(seeds: Iterable[Seed], run: str, step: int) -> list[KernelReporte
                 isolated_gain=None if seed.isolated_gain is None else seed.isolated_gain.mean,
                 trial_gain=None if seed.trial_gain is None else seed.trial_gain.mean,
                 parameters=seed.price.parameters,
+                twin=seed.twin is not None,
             )
         )
         for seed in seeds

@@ -100,7 +100,7 @@ def stocked(
         _tell_supply(group, known, offer)
         supply = Supply(known, entries, offer, selector)
         if library is not None:
-            supply.offers = library.offers
+            supply.offers, supply.wish = library.offers, library.wish
         watch = ShelfWatch(supply, shelf, trust)
         watch.start()
         stack.callback(watch.close)
@@ -110,7 +110,7 @@ def stocked(
             cache = KernelCache(shelf, trust)
             stack.callback(cache.close)
             cache.fill(kernel.artifact for kernel in known.values())
-            model.stock = Stock((), cache)
+            model.stock, supply.cache = Stock((), cache), cache
         yield supply
 
 

@@ -16,9 +16,10 @@ from esper_runtime.contracts import (
     KernelsArrived,
     KernelSelector,
     KernelsGone,
+    KernelSpec,
     UsableKernel,
 )
-from esper_runtime.kasmina import Growable
+from esper_runtime.kasmina import Growable, KernelCache
 from esper_runtime.tamiyo import why_not
 
 Change = KernelsArrived | KernelsGone
@@ -44,6 +45,8 @@ class Supply:
 
     Attributes:
         offers: what arrives; another thread may append to it. Of several ranks, only rank 0 gets any.
+        cache: of loaded kernels, where this process has one.
+        wish: says to the library which kernel is wanted, where there is one.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Supply:
         self._selector = selector or KernelSelector(most_risk=1.0)
         self.known = dict(known or {})
         self.offers: deque[Offer] = deque()
+        self.cache: KernelCache | None = None
+        self.wish: Callable[[KernelSpec], None] | None = None
         self._first = [] if first is None else [first]
         self._journalled = [
             (entry.sequence, entry.step, entry.event)

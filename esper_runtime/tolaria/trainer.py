@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from esper_runtime.contracts import (
+    AbsorbWhen,
     ControllerKind,
     EsperError,
     Finished,
@@ -277,6 +278,8 @@ class Trainer:
         loop.checkpoint()
         parts.group.close()
         loop.report_kernels(parts.model.seeds)
+        if loop.twins is not None and parts.run.spec.growth.lifecycle.absorb is AbsorbWhen.AT_END:
+            loop.twins.detach("it is to be absorbed")
         absorb_at_end(parts, loop.record)
         test_loss, test_metric = parts.evaluate(parts.task.test, Purpose.TEST)
         digest = save_model(parts.model, self._run, parts.task, self._output)

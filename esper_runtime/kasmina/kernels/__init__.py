@@ -8,12 +8,15 @@ from esper_runtime.kasmina.kernels.compiled import Call, CompiledParts
 from esper_runtime.kasmina.kernels.loader import Kernel, load
 from esper_runtime.kasmina.kernels.shelf import Shelf, usable
 from esper_runtime.kasmina.kernels.stock import Maker, Stock
+from esper_runtime.kasmina.kernels.swap import MARGIN, Comparison, compare, twin_of
 from esper_runtime.kasmina.kernels.twin import Twin, arguments
 from esper_runtime.kasmina.kernels.wanted import compiler, current_target, spec_for, toolchain
 
 __all__ = [
+    "MARGIN",
     "CacheCounts",
     "Call",
+    "Comparison",
     "CompiledParts",
     "Kernel",
     "KernelCache",
@@ -22,10 +25,12 @@ __all__ = [
     "Stock",
     "Twin",
     "arguments",
+    "compare",
     "compiler",
     "current_target",
     "load",
     "spec_for",
     "toolchain",
+    "twin_of",
     "usable",
 ]

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from esper_runtime.artifact import Trust
+from esper_runtime.blueprint import sample_slots
 from esper_runtime.contracts import EsperError
 from esper_runtime.kasmina.kernels.loader import Kernel, load
 from esper_runtime.kasmina.kernels.shelf import Shelf
@@ -143,6 +146,7 @@ class KernelCache:
     def _load(self, kernel: str) -> None:
         try:
             made = load(self._shelf.open(kernel, self._trust))
+            _load_parts(made)
         except EsperError as error:
             with self._keeping:
                 self._theirs = replace(self._theirs, refused=self._theirs.refused + 1)
@@ -159,3 +163,11 @@ class KernelCache:
                 _, dropped = self._loaded.popitem(last=False)
                 size, evictions = size - dropped.bytes, evictions + 1
             self._theirs = replace(counts, loads=counts.loads + 1, evictions=evictions, bytes=size)
+
+
+def _load_parts(kernel: Kernel) -> None:
+    """Have native code loaded here, and not where the first twin is made."""
+    if kernel.compiled:
+        (slot, *_) = sample_slots(kernel.blueprint, kernel.spec.interface)
+        body = kernel.body(slot, seed=0)
+        kernel.twin(body.to(device=kernel.spec.target.device, dtype=getattr(torch, slot.dtype)))

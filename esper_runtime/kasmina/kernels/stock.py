@@ -88,6 +88,14 @@ class Stock:
             raise KernelError(reason)
         return None
 
+    def compiled_for(self, blueprint: str, interface: Interface) -> list[UsableKernel]:
+        """Admitted kernels with compiled parts for this blueprint in such a slot."""
+        return [
+            kernel
+            for kernel in self._of_blueprint.get(blueprint, {}).values()
+            if kernel.pipeline is not _EVERYWHERE and kernel.interface.contains(interface)
+        ]
+
     def why_not(self, blueprint: str, interface: Interface) -> str:
         """Why no seed of this blueprint may be planted in such a slot."""
         what = f"{blueprint} has no validated kernel for such a slot"

@@ -83,6 +83,8 @@ class Twin(nn.Module):
         parts = self._parts
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return False
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            return False  # whoever looks at each operation would see none of the compiled parts'
         if type(x) is not Tensor or any(map(is_functorch_wrapped_tensor, (x, *tensors))):
             return False
         if x.dtype != self._dtype or x.device != parts.device or not parts.call.serves(x.shape):
