@@ -92,6 +92,8 @@ def stocked(
                 stack.callback(library.close)
                 wait_for_library(library, shelf, trust, specs, tell, stop)
             found = prepare(list(specs.values()), model.blueprints, home, tell, stop)
+            if stop():
+                raise ForgingStoppedError("stopped while kernels were made")
         named = {k.kernel for e in entries if isinstance(e.event, KernelsArrived) for k in e.event.kernels}
         others, lost = shelf.usable(named - specs.keys(), trust)
         known = dict(found.kernels) | others

@@ -16,6 +16,7 @@ from esper_runtime.contracts import (
     KernelsArrived,
     KernelsGone,
     MorphogeneticRun,
+    PeerLostError,
     RolledBack,
     RunFailedError,
     SlotSummary,
@@ -106,7 +107,13 @@ class Trainer:
         """
         with prepared(self._run.spec.training) as device:
             group = join(self._run.spec.training.workers, device)
-            return self._lead(group, device) if group.leads else self._follow(group, device)
+            try:
+                return self._lead(group, device) if group.leads else self._follow(group, device)
+            except PeerLostError:
+                raise
+            except EsperError:
+                group.close()  # its threads, still at work when the process exits, could abort it
+                raise
 
     def _lead(self, group: Group, device: torch.device) -> Result:
         """Train as rank 0, or as the only process."""
