@@ -1,0 +1,210 @@
+"""The chart, rendered with many value sets: valid, restricted, and nothing in it points nowhere."""
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import HelmError, lint
+
+from esper_runtime.contracts import crd_documents
+from tests.chart.rendering import CHART, NAMESPACE, Document, find, objects, pods, rendered, rules
+
+CUDA_POOL = {
+    "name": "a100",
+    "device": "cuda",
+    "tezzeret": 2,
+    "urabrask": 2,
+    "nodeSelector": {"gpu": "a100"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "runtimeClassName": "nvidia",
+    "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}},
+}
+DIGEST = "sha256:" + "0" * 64
+VALUE_SETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "namespaced": {"watch": {"namespaces": ["team-a", "team-b"]}},
+    "three-servers": {"nats": {"replicas": 3, "storage": {"kind": "Claim", "storageClassName": "fast"}}},
+    "no-claim": {"nats": {"storage": {"kind": "EmptyDir", "size": "1Gi"}}},
+    "own-bus": {"nats": {"deploy": False, "url": "tls://nats.example.com:4333", "busSecret": "my-bus"}},
+    "mirror": {
+        "image": {
+            "registry": "registry.example.com:5000/mirror",
+            "pullSecrets": ["regcred"],
+            "operator": {"digest": DIGEST},
+            "runtime": {"tag": "v9"},
+        }
+    },
+    "pools": {"pools": [{"name": "cpu", "device": "cpu"}, CUDA_POOL]},
+    "placed": {
+        "operator": {
+            "replicas": 2,
+            "nodeSelector": {"role": "system"},
+            "tolerations": [{"key": "system", "operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "podLabels": {"team": "ml"},
+            "podAnnotations": {"note": "x"},
+            "priorityClassName": "high",
+        },
+        "nats": {"nodeSelector": {"role": "system"}, "tolerations": [{"operator": "Exists"}], "tls": False},
+    },
+    "nothing-extra": {
+        "crds": {"install": False},
+        "rbac": {"create": False, "aggregate": False},
+        "serviceAccount": {"create": False, "name": "given"},
+        "networkPolicies": {"enabled": False},
+        "priorityClasses": {"create": False, "training": "t", "workers": "w"},
+    },
+    "crds-go-too": {"crds": {"keep": False}},
+}
+every = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
+
+
+@every
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_every_object_is_valid(values: dict[str, Any], version: str) -> None:
+    found = objects(values)
+    assert len(found) >= 5
+    for document in found:
+        if not document["apiVersion"].startswith("monitoring.coreos.com"):
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_helm_finds_nothing_to_complain_about() -> None:
+    messages = lint(CHART, strict=True, kube_version="v1.30.0")["messages"]
+    assert [m["error"] for m in messages] == ["icon is recommended"]
+
+
+@every
+def test_every_pod_is_restricted(values: dict[str, Any]) -> None:
+    """What the `restricted` Pod Security Standard asks for, and a root file system that cannot be written."""
+    seen = 0
+    for name, spec in pods(objects(values)):
+        seen += 1
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+        assert all(set(v) <= {"name", "secret", "emptyDir", "configMap"} for v in spec["volumes"]), name
+        assert ("serviceAccountName" in spec) == spec["automountServiceAccountToken"], name
+        for container in spec["containers"] + spec.get("initContainers", []):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            assert container["resources"]["limits"]["memory"], name
+    assert seen >= 1
+
+
+@every
+def test_on_secrets_the_operator_may_create_and_nothing_else(values: dict[str, Any]) -> None:
+    for role, rule in rules(objects(values)):
+        assert "*" not in rule["resources"] + rule["verbs"] + rule["apiGroups"], role
+        if "secrets" in rule["resources"]:
+            assert rule["verbs"] == ["create"], role
+
+
+def test_no_right_of_the_operator_reaches_past_the_watched_namespaces() -> None:
+    found = objects(VALUE_SETS["namespaced"])
+    roles = {d["metadata"]["namespace"] for d in found if d["kind"] == "Role"}
+    assert roles == {NAMESPACE, "team-a", "team-b"}
+    assert not [d for d in found if d["kind"] == "ClusterRoleBinding"]
+
+
+@every
+def test_what_is_referred_to_is_there(values: dict[str, Any]) -> None:
+    found = objects(values)
+    accounts = {d["metadata"]["name"] for d in found if d["kind"] == "ServiceAccount"} | {"given"}
+    classes = {d["metadata"]["name"] for d in found if d["kind"] == "PriorityClass"} | {"high", "t", "w"}
+    named = {(d["kind"], d["metadata"]["name"]): d for d in found}
+    for _, spec in pods(found):
+        assert spec.get("serviceAccountName") in accounts | {None}
+        assert spec.get("priorityClassName") in classes | {None}
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        if "volumeClaimTemplates" in named.get(("StatefulSet", "esper-nats"), {}).get("spec", {}):
+            volumes.add("data")
+        for container in spec["containers"]:
+            ports = {port["name"] for port in container.get("ports", [])}
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            probes = [container[p] for p in container if p.endswith("Probe")]
+            assert {probe["httpGet"]["port"] for probe in probes} <= ports
+    for document in found:
+        if document["kind"] == "Service":
+            assert _selected(document["spec"]["selector"], found), document["metadata"]["name"]
+        if document["kind"] in ("RoleBinding", "ClusterRoleBinding"):
+            assert (document["roleRef"]["kind"], document["roleRef"]["name"]) in named
+        if document["kind"] == "StatefulSet":
+            assert ("Service", document["spec"]["serviceName"]) in named
+
+
+def _selected(labels: dict[str, str], found: list[Document]) -> list[Document]:
+    templates = [d["spec"]["template"] for d in found if d["kind"] in ("Deployment", "StatefulSet")]
+    return [t for t in templates if labels.items() <= t["metadata"]["labels"].items()]
+
+
+def test_a_digest_wins_over_a_tag_and_a_registry_goes_first() -> None:
+    (container,) = dict(pods(objects(VALUE_SETS["mirror"])))["esper-operator"]["containers"]
+    assert container["image"] == f"registry.example.com:5000/mirror/esper/operator@{DIGEST}"
+    environment = {e["name"]: e.get("value") for e in container["env"]}
+    assert environment["ESPER_OPERATOR_IMAGE"] == "registry.example.com:5000/mirror/esper/runtime:v9"
+    assert environment["ESPER_OPERATOR_PULL_SECRETS"] == "regcred"
+
+
+def test_the_definitions_are_those_of_the_contracts_and_stay() -> None:
+    found = {d["metadata"]["name"]: d for d in objects() if d["kind"] == "CustomResourceDefinition"}
+    assert len(found) == 3
+    for wanted in crd_documents().values():
+        chart = found[wanted["metadata"]["name"]]
+        assert chart["spec"] == wanted["spec"]
+        assert chart["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    gone = [d for d in objects(VALUE_SETS["crds-go-too"]) if d["kind"] == "CustomResourceDefinition"]
+    assert len(gone) == 3
+    assert not any(d["metadata"].get("annotations") for d in gone)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"natz": {}}, "natz"),
+        ({"operator": {"replica": 2}}, "replica"),
+        ({"operator": {"statusWritesPerSecond": 50}}, "statusWritesPerSecond"),
+        ({"nats": {"replicas": 2}}, "replicas"),
+        ({"nats": {"deploy": False}}, "url"),
+        ({"nats": {"url": "http://x"}}, "url"),
+        ({"pools": [{"name": "x"}]}, "device"),
+        ({"pools": [{"name": "x", "device": "tpu"}]}, "device"),
+        ({"image": {"operator": {"digest": "sha256:12"}}}, "digest"),
+        ({"watch": {"namespaces": ["Team A"]}}, "namespaces"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(HelmError, match=named):
+        rendered(values)
+
+
+def test_every_value_is_used_and_every_default_passes_the_schema() -> None:
+    text = "\n".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
+    for group, values in yaml.safe_load((CHART / "values.yaml").read_text()).items():
+        for name in values if isinstance(values, dict) else ():
+            assert f"Values.{group}.{name}" in text, f"{group}.{name}"
+
+
+def test_the_notes_say_how_to_watch_and_what_stays() -> None:
+    notes = rendered()["esper/templates/NOTES.txt"]
+    assert "kubectl get mrun -w" in notes
+    assert "helm uninstall esper -n esper-system" in notes
+    no_claim = rendered(VALUE_SETS["no-claim"])["esper/templates/NOTES.txt"]
+    assert "emptyDir" in no_claim
+    assert "claims of the bus" not in no_claim
+
+
+def test_the_bus_waits_for_its_keys_and_keeps_its_data() -> None:
+    spec = find(objects(), "StatefulSet", "esper-nats")["spec"]
+    (config,) = spec["template"]["spec"]["volumes"]
+    assert config["secret"]["secretName"] == "esper-nats"
+    assert "optional" not in config["secret"]
+    assert spec["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "10Gi"
+    operator = dict(pods(objects()))["esper-operator"]
+    bus = next(v for v in operator["volumes"] if v["name"] == "bus")
+    assert bus["secret"] == {"secretName": "esper-bus", "optional": True, "defaultMode": 0o440}
