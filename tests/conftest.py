@@ -1,6 +1,7 @@
 """Every test runs on one thread: results repeat, and tests do not depend on how many cores there are.
 
-All tests share one home of keys and kernels, so that each kernel that they need is tested once.
+All tests share one home of keys and kernels, so that each kernel that they need is tested once, and one
+kernel with native code.
 """
 
 import os
@@ -10,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper_runtime.artifact import HOME_VARIABLE
+from esper_runtime.artifact import HOME_VARIABLE, KeyRing
+from esper_runtime.blueprint import catalogue
+from esper_runtime.contracts import InterfaceKind, Pipeline, Signed
+from esper_runtime.tezzeret import Builder, make
+from tests.tezzeret.kernels import slot, wanted
 
 torch.set_num_threads(1)
 
@@ -36,3 +41,20 @@ def machine_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def home(machine_home: Path) -> Path:
     """The same folder, for tests that look into it; a module may have a home of its own."""
     return machine_home
+
+
+@pytest.fixture(scope="session")
+def builder() -> Iterator[Builder]:
+    """Compiles, with a process that stays warm."""
+    with Builder() as builder:
+        yield builder
+
+
+@pytest.fixture(scope="session")
+def compiled_tokens(
+    machine_home: Path, builder: Builder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Signed]:
+    """``mlp-tokens-half`` at width 8 with native code, forward and backward, signed in the shared home."""
+    blueprint, interface = catalogue()["mlp-tokens-half"], slot(InterfaceKind.TOKENS)
+    spec = wanted(blueprint, interface, Pipeline.STANDARD)
+    return make(spec, blueprint, tmp_path_factory.mktemp("compiled"), KeyRing(machine_home), builder)

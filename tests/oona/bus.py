@@ -26,11 +26,11 @@ def eventually(what: Callable[[], Any], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def on_bus(address: BusAddress, work: Callable[[Client], Awaitable[T]]) -> T:
+def on_bus(address: BusAddress, work: Callable[[Client], Awaitable[T]], patience: float = 5.0) -> T:
     """Run ``work`` with a connection."""
 
     async def run() -> T:
-        client = await connect(address, "test")
+        client = await connect(address, "test", patience=patience)
         try:
             return await work(client)
         finally:

@@ -148,7 +148,7 @@ def test_without_a_certificate_of_the_authority_nobody_gets_in(secured: Secured,
 
     for certificate in (None, stranger):
         with pytest.raises(BusError, match=r"check tlsCa, tlsCert and tlsKey"):
-            on_bus(secured.address(certificate), nothing)
+            on_bus(secured.address(certificate), nothing, patience=1.0)
 
 
 def test_a_server_of_another_authority_is_not_trusted(secured: Secured, tmp_path: Path) -> None:
@@ -158,3 +158,4 @@ def test_a_server_of_another_authority_is_not_trusted(secured: Secured, tmp_path
         eventually(lambda: bridge.status().error)
         assert "certificate" in (bridge.status().error or "").lower()
         assert bridge.status().connections == 0
+        bridge.close(deadline=0.5)

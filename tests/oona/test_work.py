@@ -232,7 +232,11 @@ def test_before_the_planner_made_it_a_queue_is_empty_and_its_depth_unknown(serve
     on_bus(server.address, use)
 
 
-def test_through_a_kill_of_the_server_nothing_is_lost_and_one_letter_is_kept(server: BundledServer) -> None:
+def test_through_a_kill_of_the_server_nothing_is_lost_and_one_letter_is_kept(
+    server: BundledServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper_runtime.oona.work._PATIENCE", 2.0)
+
     async def use(queue: WorkQueue, client: Client) -> None:
         await queue.publish(item(1), "a")
         await queue.publish(item(2), "b")

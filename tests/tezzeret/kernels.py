@@ -6,7 +6,7 @@ from esper_runtime.artifact import KeyRing, VerifiedArtifact, open_artifact
 from esper_runtime.blueprint import canonical_id
 from esper_runtime.contracts import Blueprint, Interface, InterfaceKind, KernelSpec, Pipeline
 from esper_runtime.kasmina.kernels import current_target, spec_for
-from esper_runtime.tezzeret import make
+from esper_runtime.tezzeret import Builder, make
 
 SIZES = {
     InterfaceKind.FEATURES: (),
@@ -29,9 +29,13 @@ def wanted(blueprint: Blueprint, interface: Interface, pipeline: Pipeline = Pipe
 
 
 def made(
-    blueprint: Blueprint, interface: Interface, home: Path, pipeline: Pipeline = Pipeline.FAST
+    blueprint: Blueprint,
+    interface: Interface,
+    home: Path,
+    pipeline: Pipeline = Pipeline.FAST,
+    builder: Builder | None = None,
 ) -> VerifiedArtifact:
     """Made, signed, written, and opened again as Urabrask does."""
     keys = KeyRing(home)
-    path, compiled = make(wanted(blueprint, interface, pipeline), blueprint, home / "made", keys)
+    path, compiled = make(wanted(blueprint, interface, pipeline), blueprint, home / "made", keys, builder)
     return open_artifact(path, compiled, None, keys.trust, validated=False)

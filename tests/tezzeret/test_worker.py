@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esper_runtime.artifact import KeyRing, open_artifact
+from esper_runtime.artifact import KeyRing, VerifiedArtifact, open_artifact
 from esper_runtime.blueprint import canonical_id, catalogue
 from esper_runtime.contracts import (
     Blueprint,
@@ -98,7 +98,7 @@ def unfitting() -> CompileWork:
     return CompileWork(spec=spec, graph=graph)
 
 
-def test_a_worker_makes_stores_and_announces_a_kernel(
+def test_a_worker_makes_stores_and_announces_a_kernel_once(
     server: BundledServer, keyring: KeyRing, tmp_path: Path
 ) -> None:
     async def run() -> None:
@@ -115,15 +115,6 @@ def test_a_worker_makes_stores_and_announces_a_kernel(
                 tmp_path / "fetched", record.compiled, None, keyring.trust, validated=False
             )
             assert load(artifact).id == kernel
-
-    asyncio.run(run())
-
-
-def test_a_kernel_that_is_there_is_not_made_again(server: BundledServer, keyring: KeyRing) -> None:
-    async def run() -> None:
-        async with forge(server, keyring) as planner:
-            await planner.wants(work(), 0)
-            await planner.run_worker()
             await planner.wants(work(), 1)
             assert await planner.run_worker() == Made(known=1)
             assert len(await planner.library.artifacts.list()) == 1
@@ -162,8 +153,8 @@ def test_a_stopped_worker_hands_back_what_it_has_in_hand(server: BundledServer, 
     asyncio.run(run())
 
 
-def test_what_a_killed_worker_had_is_made_by_the_next(
-    server: BundledServer, keyring: KeyRing, tmp_path: Path
+def test_what_a_killed_worker_had_is_made_by_the_next_with_the_bytes_that_it_always_has(
+    server: BundledServer, keyring: KeyRing, evaluated: VerifiedArtifact
 ) -> None:
     async def run() -> None:
         async with forge(server, keyring) as planner:
@@ -190,6 +181,8 @@ def test_what_a_killed_worker_had_is_made_by_the_next(
             record = await planner.library.record(kernel)
             assert record is not None
             assert record.state is KernelState.PENDING_BENCHMARK
+            assert kernel == evaluated.compiled.kernel
+            assert record.digest == evaluated.compiled.digest
 
     asyncio.run(run())
 

@@ -4,20 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from esper_runtime.artifact import KeyRing, esper_home
-from esper_runtime.blueprint import catalogue
 from esper_runtime.contracts import (
     Check,
     Compiled,
     InputError,
-    Interface,
+    InterfaceKind,
     KernelReported,
     KernelSpec,
     Pipeline,
     Role,
     SeedChanged,
     SeedStage,
+    Signed,
     TwinChanged,
     UsableKernel,
     ValidationReport,
@@ -26,11 +27,11 @@ from esper_runtime.contracts import (
 from esper_runtime.kasmina import Shelf, current_target, spec_for
 from esper_runtime.kasmina.kernels import Twin
 from esper_runtime.nissa import read_journal, recording_of
-from esper_runtime.tezzeret import make
 from esper_runtime.tolaria import Trainer, load, loop
 from esper_runtime.tolaria.replay import ReplayTrainer
 from esper_runtime.tolaria.supply import Offer
 from esper_runtime.tolaria.twins import TwinSource
+from tests.tezzeret.kernels import slot
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest
 
 STEPS, OFFERED = 120, 40
@@ -40,10 +41,24 @@ def described(twins: str):
     growth = {
         "controller": {"everySteps": 5},
         "budget": {"parameters": "4x"},
-        "blueprints": {"include": ["mlp"]},
+        "blueprints": {"include": ["mlp-tokens-half"]},
         "kernels": {"twins": twins},
     }
-    return manifest(STEPS, growth=growth)
+    return manifest(STEPS, growth=growth, host={"entrypoint": "tests.tolaria.test_twins:rows"})
+
+
+def rows() -> nn.Module:
+    """A host that reads the digits row by row."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Unflatten(1, (8, 8)),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
 
 
 class Offered(Trainer):
@@ -75,17 +90,17 @@ def run(folder: Path, kernels=(), twins="WhereFaster", stop_at=None):
 
 
 @pytest.fixture(scope="module")
-def compiled(home: Path, tmp_path_factory: pytest.TempPathFactory) -> UsableKernel:
+def compiled(compiled_tokens: tuple[Path, Signed], tmp_path_factory: pytest.TempPathFactory) -> UsableKernel:
     """The compiled kernel of the seed that is planted, on the shelf, with a verdict that it is faster."""
     folder = tmp_path_factory.mktemp("twins")
-    _, recorder, trainer = run(folder / "run")
+    *_, trainer = run(folder / "run")
     (spec,) = trainer.wished
     assert spec.pipeline is Pipeline.STANDARD
-    planted = recorder.of(SeedChanged)[0]
     ring = KeyRing(esper_home())
-    archive, signed = make(spec, catalogue()[planted.name], folder / "made", ring)
+    archive, signed = compiled_tokens
     made = ring.trust.verify(signed, Role.TEZZERET)
     assert isinstance(made, Compiled)
+    assert made.spec == spec
     report = ValidationReport(
         kernel=made.kernel,
         digest=made.digest,
@@ -168,7 +183,7 @@ def test_a_twin_that_is_not_faster_in_place_is_not_swapped_in(
 
 
 def test_only_a_kernel_for_the_seeds_own_widths_is_wished_for(compiled: UsableKernel) -> None:
-    narrow = Interface(kind="features", width_in=5, width_out=5)
+    narrow = slot(InterfaceKind.TOKENS, 5)
     assert not compiled.interface.contains(narrow)
     assert spec_for(compiled.blueprint, narrow, current_target(), Pipeline.STANDARD).kernel_id != (
         compiled.kernel

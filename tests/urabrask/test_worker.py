@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.kasmina.kernels import current_target
 from esper_runtime.oona import BundledServer, BusAddress, BusRole, WorkQueue, connect, disconnect, publish
+from esper_runtime.sandbox import Sandbox
 from esper_runtime.urabrask import Judged, serve
 from esper_runtime.urza import Library
 from tests.urabrask.archives import signed_archive, slots_for, spec_of
@@ -43,6 +44,12 @@ def keyring(tmp_path: Path) -> KeyRing:
     for role in Role:
         ring.ensure(role)
     return ring
+
+
+@pytest.fixture
+def warm(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers use the sandbox of the other tests: it is warm."""
+    monkeypatch.setattr("esper_runtime.urabrask.worker.new_sandbox", lambda: nullcontext(sandbox))
 
 
 @dataclass
@@ -117,6 +124,7 @@ def test_good_kernels_are_validated_and_bad_ones_rejected_with_their_reason(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("warm")
 def test_what_has_a_verdict_is_not_tested_again(
     server: BundledServer, keyring: KeyRing, tmp_path: Path
 ) -> None:
@@ -133,6 +141,7 @@ def test_what_has_a_verdict_is_not_tested_again(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("warm")
 def test_what_the_library_does_not_have_comes_again_and_is_there_then(
     server: BundledServer, keyring: KeyRing, tmp_path: Path
 ) -> None:
@@ -152,6 +161,7 @@ def test_what_the_library_does_not_have_comes_again_and_is_there_then(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("warm")
 def test_field_reports_rule_the_risk_once_there_are_enough(
     server: BundledServer, keyring: KeyRing, tmp_path: Path
 ) -> None:
