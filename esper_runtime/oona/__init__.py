@@ -3,6 +3,7 @@
 A training thread uses a `Bridge`, which never makes it wait; everybody else `connect`s.
 """
 
+from esper_runtime.oona.accounts import BusKeys, consumer_name, run_on_bus
 from esper_runtime.oona.address import BUS_VARIABLE, LIBRARY_VARIABLE, BusAddress
 from esper_runtime.oona.binary import find_server
 from esper_runtime.oona.bridge import Bridge, BridgeCounts
@@ -14,7 +15,9 @@ from esper_runtime.oona.client import (
     publish,
     publish_event,
 )
-from esper_runtime.oona.courier import BusStatus, consumer_name
+from esper_runtime.oona.config import nats_config, tls_files
+from esper_runtime.oona.courier import BusStatus
+from esper_runtime.oona.provision import BusKeeper, push_account
 from esper_runtime.oona.receive import Received, Receiver, ensure_consumer
 from esper_runtime.oona.reports import Reports
 from esper_runtime.oona.roles import BusRole
@@ -50,6 +53,8 @@ __all__ = [
     "BridgeCounts",
     "BundledServer",
     "BusAddress",
+    "BusKeeper",
+    "BusKeys",
     "BusRole",
     "BusStatus",
     "Kept",
@@ -69,6 +74,10 @@ __all__ = [
     "find_server",
     "get_kept",
     "last_kept",
+    "nats_config",
     "publish",
     "publish_event",
+    "push_account",
+    "run_on_bus",
+    "tls_files",
 ]

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, model_validator
 
 from esper_runtime.contracts import ContractModel, InputError
+from esper_runtime.oona.nkeys import Credentials
 
 BUS_VARIABLE = "ESPER_BUS"
 """Environment variable that names the bus: the path of an address file, or a URL."""
@@ -20,13 +21,14 @@ _SCHEMES = ("nats", "tls", "ws", "wss")
 
 
 class BusAddress(ContractModel):
-    """A NATS server and at most one way to authenticate: token, user and password, or a credentials file."""
+    """A NATS server and at most one way to authenticate: token, user and password, or credentials."""
 
     url: str = Field(description="nats://HOST:PORT, or tls://, ws://, wss://.")
     token: str | None = Field(default=None, repr=False)
     user: str | None = None
     password: str | None = Field(default=None, repr=False)
     credentials: str | None = Field(default=None, description="Path of a .creds file (JWT and key).")
+    credentials_text: str | None = Field(default=None, repr=False, description="What such a file holds.")
     tls_ca: str | None = Field(default=None, description="Path of the authority's certificate (PEM).")
     tls_cert: str | None = Field(default=None, description="Path of the client's certificate (PEM).")
     tls_key: str | None = Field(default=None, description="Path of the client's key (PEM).")
@@ -44,7 +46,9 @@ class BusAddress(ContractModel):
             )
         if parts.username or parts.password:
             raise ValueError("the url must not carry a user or password; give them as user and password")
-        ways = [self.token is not None, self.user is not None, self.credentials is not None]
+        ways = [
+            given is not None for given in (self.token, self.user, self.credentials, self.credentials_text)
+        ]
         if sum(ways) > 1:
             raise ValueError("give one of token, user with password, or credentials, not several")
         if (self.user is None) != (self.password is None):
@@ -87,7 +91,7 @@ class BusAddress(ContractModel):
             first = error.errors(include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "file"
             raise InputError(f"{path}: not a bus address: {place}: {first['msg']}") from error
-        if (address.token or address.password) and mode & 0o077:
+        if (address.token or address.password or address.credentials_text) and mode & 0o077:
             raise InputError(f"{path}: holds a secret but others may read it; run: chmod 600 {path}")
         return address
 
@@ -130,13 +134,30 @@ class BusAddress(ContractModel):
             options["token"] = self.token
         if self.user is not None:
             options |= {"user": self.user, "password": self.password}
-        if self.credentials is not None:
-            if not Path(self.credentials).is_file():
-                raise InputError(f"credentials {self.credentials!r}: there is no such file")
-            options["user_credentials"] = self.credentials
+        if (mine := self.read_credentials()) is not None:
+            options |= {"user_jwt_cb": mine.token.encode, "signature_cb": mine.sign_nonce}
         if self.tls_ca is not None or self.tls_cert is not None or self.url.startswith(("tls:", "wss:")):
             options["tls"] = self._tls()
         return options
+
+    def read_credentials(self) -> Credentials | None:
+        """The user that the credentials name; None where there are none.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        if self.credentials_text is not None:
+            return Credentials.parse(self.credentials_text)
+        if self.credentials is None:
+            return None
+        try:
+            return Credentials.parse(Path(self.credentials).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"credentials {self.credentials!r}: there is no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"credentials {self.credentials!r}: cannot be read ({error})") from error
+        except InputError as error:
+            raise InputError(f"credentials {self.credentials!r}: {error}") from None
 
     def _tls(self) -> ssl.SSLContext:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -10,10 +11,12 @@ from typing import Any
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.api import Header
 
 from esper_runtime.contracts import BusError, CloudEvent
 from esper_runtime.oona.address import BusAddress
+from esper_runtime.oona.nkeys import IMPORTED_API, inbox_of
 from esper_runtime.oona.roles import inbox_prefix
 
 CLOSING_SECONDS = 2.0
@@ -30,6 +33,18 @@ class AccessRefusedError(BusError):
     """The server is there and does not let us in."""
 
 
+class _Client(Client):
+    """One that makes its requests to JetStream where its account has them."""
+
+    api: str | None = None
+
+    def jetstream(self, **settings: Any) -> JetStreamContext:
+        """As `nats.aio.client.Client.jetstream`."""
+        if self.api is not None:
+            settings.setdefault("prefix", self.api)
+        return super().jetstream(**settings)
+
+
 async def connect(
     address: BusAddress,
     name: str,
@@ -38,7 +53,8 @@ async def connect(
     reconnect: bool = True,
     on_closed: Callable[[], Awaitable[None]] | None = None,
 ) -> Client:
-    """A connection with an inbox prefix of its own, so that no other client overhears its replies.
+    """A connection with an inbox prefix of its own, so that no other client overhears its replies; with
+    credentials it is the one that these allow.
 
     Args:
         address: of the bus.
@@ -57,12 +73,16 @@ async def connect(
     async def note(error: Exception) -> None:
         problems[:] = [*problems[-3:], error]
 
-    client = Client()
+    client = _Client()
+    mine = address.read_credentials()
+    client.api = IMPORTED_API if mine is not None and mine.imports else None
     options: dict[str, Any] = address.connect_options() | {
         "name": name,
         "error_cb": note,
         "closed_cb": on_closed,
-        "inbox_prefix": inbox_prefix(address.user),
+        "inbox_prefix": f"{inbox_of(mine.user)}.{secrets.token_hex(8)}"
+        if mine
+        else inbox_prefix(address.user),
         "allow_reconnect": reconnect,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": random.uniform(*RECONNECT_WAIT),
@@ -80,10 +100,6 @@ async def connect(
         if connecting.done():
             connecting.result()
             return client
-    except ModuleNotFoundError as error:
-        raise BusError(
-            f"credentials files need the package {error.name}: pip install 'nats-py[nkeys]'"
-        ) from error
     except (TimeoutError, OSError, nats.errors.Error) as error:
         problems.append(error)
     finally:

@@ -26,6 +26,7 @@ from esper_runtime.contracts import (
     new_traceparent,
     run_subject,
 )
+from esper_runtime.oona.accounts import consumer_name
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.client import RECONNECT_WAIT, AccessRefusedError, connect, disconnect, publish
 from esper_runtime.oona.journal_copy import JournalCopy
@@ -307,8 +308,3 @@ class Courier:
 
 class _MendError(Exception):
     """A person must mend this: tried again, but slowly."""
-
-
-def consumer_name(namespace: str, run: str) -> str:
-    """Name of the durable consumer with which a run reads its directives."""
-    return f"run_{namespace}_{run}"

@@ -115,7 +115,8 @@ async def ensure_consumer(
     *,
     only_new: bool = False,
     ack_wait: float = 30.0,
-) -> None:
+    idle: float | None = None,
+) -> bool:
     """Make the durable pull consumer where it lacks.
 
     Args:
@@ -125,6 +126,10 @@ async def ensure_consumer(
         subject: which of the stream's subjects, wildcards allowed.
         only_new: a consumer made now begins with what comes from now on, else with the oldest.
         ack_wait: seconds after which an event that was not acknowledged comes again.
+        idle: seconds after which the server removes it where nobody asked for anything; None: it stays.
+
+    Returns:
+        Whether it was made.
     """
     try:
         await js.consumer_info(stream, durable)
@@ -138,5 +143,8 @@ async def ensure_consumer(
                 deliver_policy=DeliverPolicy.NEW if only_new else DeliverPolicy.ALL,
                 ack_wait=ack_wait,
                 max_ack_pending=1024,
+                inactive_threshold=idle,
             ),
         )
+        return True
+    return False

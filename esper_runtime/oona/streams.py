@@ -40,10 +40,17 @@ def stream_configs() -> tuple[StreamConfig, ...]:
         _stream("TELEMETRY", [run + "telemetry"], max_age=72 * _HOUR, max_bytes=512 * _MIB),
         _stream("STATE", [run + "state"], max_msgs_per_subject=1, max_age=30 * _DAY, max_bytes=256 * _MIB),
         _stream("EVENTS", [run + "directive", run + "journal"], max_age=30 * _DAY, max_bytes=512 * _MIB),
-        _stream("REPORTS", [run + "report"], discard=DiscardPolicy.NEW, max_bytes=256 * _MIB),
         _stream(
             "PROGRESS", [run + "progress"], max_msgs_per_subject=1, max_age=30 * _DAY, max_bytes=64 * _MIB
         ),
+        *library_streams(),
+    )
+
+
+def library_streams() -> tuple[StreamConfig, ...]:
+    """The streams of library and forge, among them the reports of all runs."""
+    return (
+        _stream("REPORTS", ["esper.run.*.*.report"], discard=DiscardPolicy.NEW, max_bytes=256 * _MIB),
         _stream("LIBRARY", [LIBRARY_SUBJECT], discard=DiscardPolicy.NEW, max_bytes=256 * _MIB),
         _stream(
             "FORGE",
@@ -53,6 +60,21 @@ def stream_configs() -> tuple[StreamConfig, ...]:
             max_bytes=256 * _MIB,
         ),
         _stream("DEAD", ["esper.dead.compile.*", "esper.dead.evaluate.*"], max_bytes=64 * _MIB),
+    )
+
+
+def namespace_streams() -> tuple[StreamConfig, ...]:
+    """The streams of one namespace's runs on a cluster: as on one machine but smaller, 256 MiB in all, for a
+    server reserves them; and what runs wish for."""
+    run = "esper.run.*.*."
+    last = {"max_msgs_per_subject": 1, "max_age": 30 * _DAY}
+    return (
+        _stream("TELEMETRY", [run + "telemetry"], max_age=72 * _HOUR, max_bytes=64 * _MIB),
+        _stream("STATE", [run + "state"], max_bytes=32 * _MIB, **last),
+        _stream("EVENTS", [run + "directive", run + "journal"], max_age=30 * _DAY, max_bytes=96 * _MIB),
+        _stream("REPORTS", [run + "report"], discard=DiscardPolicy.NEW, max_bytes=32 * _MIB),
+        _stream("PROGRESS", [run + "progress"], max_bytes=16 * _MIB, **last),
+        _stream("WISHES", [run + "wish.*"], max_bytes=16 * _MIB, **last),
     )
 
 
