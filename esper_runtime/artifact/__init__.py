@@ -13,6 +13,7 @@ from esper_runtime.artifact.archive import (
 from esper_runtime.artifact.artifact import VerifiedArtifact, artifact_files, open_artifact
 from esper_runtime.artifact.guarded import HOME_VARIABLE, esper_home, guarded_folder, write_atomically
 from esper_runtime.artifact.keys import OVERLAP, KeyRing
+from esper_runtime.artifact.public import encode_public_keys, fingerprint, read_public_keys
 from esper_runtime.artifact.statements import (
     MAY_SAY,
     decode_signed,
@@ -38,14 +39,17 @@ __all__ = [
     "decode_archive",
     "decode_signed",
     "encode_archive",
+    "encode_public_keys",
     "encode_signed",
     "esper_home",
+    "fingerprint",
     "guarded_folder",
     "open_artifact",
     "pack",
     "parse_statement",
     "read_archive",
     "read_canonical",
+    "read_public_keys",
     "signed_from",
     "write_atomically",
 ]

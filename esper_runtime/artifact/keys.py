@@ -1,6 +1,7 @@
 """The keys that the machine's workers sign with: made at first use, rotated, revoked."""
 
 import base64
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from esper_runtime.artifact.guarded import guarded_folder, locked, read_private,
 from esper_runtime.artifact.statements import MAY_SAY, key_id, statement_bytes
 from esper_runtime.artifact.trust import (
     KEYS_FOLDER,
+    MOST_KEYS,
     TRUST_FILE,
     Revocation,
     Trust,
@@ -95,7 +97,7 @@ class KeyRing:
             until = now + overlap
             kept = [
                 key.model_copy(update={"not_after": min(key.not_after or until, until)})
-                if key.role == role
+                if key.role == role and key.machine is None
                 else key
                 for key in known.keys
             ]
@@ -137,6 +139,63 @@ class KeyRing:
             self._store(known.model_copy(update=change))
             if key is not None:
                 self._path(key.role, key.key).unlink(missing_ok=True)
+
+    def own(self) -> tuple[TrustedKey, ...]:
+        """The public keys of this machine that count now, of all roles; those that lack are made.
+
+        Raises:
+            ArtifactError: a file of the ring may not be used.
+        """
+        now = datetime.now(UTC)
+        with locked(self._folder):
+            for role in Role:
+                if self._in_use(role) is None:
+                    self._new(role)
+            known = self._load()
+        return tuple(
+            key
+            for key in known.keys
+            if key.machine is None
+            and key.key not in known.revoked_keys
+            and (key.not_after is None or key.not_after > now)
+        )
+
+    def believe(self, keys: Sequence[TrustedKey], machine: str) -> list[TrustedKey]:
+        """Believe what another machine's keys sign, each for its role, until it is over or revoked.
+
+        Args:
+            keys: its public keys (`read_public_keys`).
+            machine: what a person calls it, 1 to 64 characters.
+
+        Returns:
+            Those that were not known before.
+
+        Raises:
+            InputError: a key was revoked here, is known as that of another role, or there are too many;
+                nothing is changed.
+            ArtifactError: a file of the ring may not be used.
+        """
+        if not 0 < len(machine) <= 64:
+            raise InputError(f"a machine's name of {len(machine)} characters; allowed: 1 to 64")
+        with locked(self._folder):
+            known = self._load()
+            for key in keys:
+                there = known.find(key.key)
+                if key.key in known.revoked_keys:
+                    why = known.revoked_keys[key.key].reason
+                    raise InputError(f"key {key.key} was revoked here ({why}); that cannot be taken back")
+                if there is not None and there.role != key.role:
+                    raise InputError(
+                        f"key {key.key} is known as one of {there.role.value}; it cannot be one of "
+                        f"{key.role.value} too: each role has keys of its own"
+                    )
+            new = {key.key: key for key in keys if known.find(key.key) is None}
+            if len(known.keys) + len(new) > MOST_KEYS:
+                raise InputError(f"{len(known.keys) + len(new)} keys; at most {MOST_KEYS} can be believed")
+            added = [key.model_copy(update={"machine": machine}) for key in new.values()]
+            if added:
+                self._store(known.model_copy(update={"keys": (*known.keys, *added)}))
+        return added
 
     def signs_with(self, key: TrustedKey) -> bool:
         """Whether it is the key that its role signs with now, on this machine."""

@@ -25,18 +25,24 @@ from esper_runtime.contracts import (
 )
 
 KEYS_FOLDER, TRUST_FILE = "keys", "trust.json"
+MOST_KEYS = 1024
 SKEW = timedelta(minutes=5)
 """A key may be this much younger than the clock says, so that a clock set back does not stop a machine."""
 
 
 class TrustedKey(ContractModel):
-    """A public key, whose it is and when it counts. ``public``: the 32 raw bytes in Base64."""
+    """A public key, whose it is and when it counts.
+
+    ``public``: the 32 raw bytes in Base64. ``machine``: what a person calls the machine that it came from;
+    absent for the keys of this one.
+    """
 
     role: Role
     key: str = Field(pattern=r"^[0-9a-f]{16}$")
     public: str = Field(pattern=r"^[A-Za-z0-9+/]{43}=$")
     not_before: AwareDatetime
     not_after: AwareDatetime | None = None
+    machine: str | None = Field(default=None, min_length=1, max_length=64)
 
     @model_validator(mode="after")
     def _named_by_its_bytes(self) -> Self:
@@ -61,7 +67,7 @@ class TrustList(ContractModel):
     """``keys/trust.json``."""
 
     version: Literal[1] = 1
-    keys: tuple[TrustedKey, ...] = Field(default=(), max_length=1024)
+    keys: tuple[TrustedKey, ...] = Field(default=(), max_length=MOST_KEYS)
     revoked_keys: dict[str, Revocation] = Field(default_factory=dict, max_length=1024)
     revoked_digests: dict[Sha256, Revocation] = Field(default_factory=dict, max_length=65_536)
 
@@ -137,7 +143,10 @@ class Trust:
         known, key = self.keys, signed.signature.key
         found = known.find(key)
         if found is None:
-            raise ArtifactError(f"signed with the unknown key {key}; `esper keys list` shows the known ones")
+            raise ArtifactError(
+                f"signed with the unknown key {key}; `esper keys list` shows the known ones, and "
+                "`esper keys trust` takes another machine's"
+            )
         if key in known.revoked_keys:
             raise ArtifactError(f"signed with key {key}, which is revoked: {known.revoked_keys[key].reason}")
         if found.role != role:

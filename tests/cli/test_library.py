@@ -11,6 +11,7 @@ import pytest
 from esper_runtime.artifact import KeyRing
 from esper_runtime.blueprint import canonical_id
 from esper_runtime.cli.app import invoke
+from esper_runtime.contracts import Role
 from esper_runtime.local.home import HomeBus
 from esper_runtime.oona import BundledServer, BusRole
 from esper_runtime.urza import Library
@@ -231,3 +232,27 @@ def test_the_files_of_a_bus_with_roles_are_found_beside_the_planners(
         done = told(capsys, "library", "import", str(tmp_path / "x"), "--bus", str(server.address_file))
         assert (done["words"], done["artifacts"]) == (6, 2)
         assert len(with_library(server, KeyRing(home).trust, lambda own: own.records())) == 3
+
+
+def test_another_machines_library_is_taken_once_its_keys_are_trusted(
+    bus: HomeBus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bus, tmp_path)
+    library, keys = str(tmp_path / "library.esper"), str(tmp_path / "keys.json")
+    assert invoke(["library", "export", library]) == 0
+    assert invoke(["keys", "export", keys]) == 0
+    signer = KeyRing(bus.home).ensure(Role.URABRASK).key
+    monkeypatch.setenv("ESPER_HOME", str(tmp_path / "elsewhere"))
+    with HomeBus("run", tmp_path / "elsewhere"):
+        assert invoke(["library", "import", library]) == 1
+        assert "`esper keys trust` takes another machine's" in capsys.readouterr().err
+        assert told(capsys, "library", "ls")["kernels"] == []
+        assert invoke(["keys", "trust", keys, "--yes"]) == 0
+        assert invoke(["library", "import", library]) == 0
+        states = {one["kernel"]: one["state"] for one in told(capsys, "library", "ls")["kernels"]}
+        assert states[SPEC.kernel_id] == "Validated"
+        assert states[OTHER.kernel_id] == "Superseded"
+        assert invoke(["library", "verify"]) == 0
+        assert invoke(["keys", "revoke", signer, "--reason", "it was stolen"]) == 0
+        states = {one["kernel"]: one["state"] for one in told(capsys, "library", "ls")["kernels"]}
+        assert states[SPEC.kernel_id] == "PendingBenchmark"
