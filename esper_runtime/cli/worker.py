@@ -59,7 +59,7 @@ def tezzeret(bus: str | None, device: str) -> int:
     """Make kernels of blueprints, for this machine's target."""
     from esper_runtime.tezzeret import serve
 
-    return _work(serve, bus, device)
+    return work_off(serve, bus, device)
 
 
 @worker.command(epilog=_EPILOG.format("urabrask"))
@@ -69,10 +69,16 @@ def urabrask(bus: str | None, device: str) -> int:
     """Test kernels in a sandbox, and validate or reject them."""
     from esper_runtime.urabrask import serve
 
-    return _work(serve, bus, device)
+    return work_off(serve, bus, device)
 
 
-def _work(serve: Callable[..., Awaitable[object]], bus: str | None, device: str) -> int:
+def work_off(
+    serve: Callable[..., Awaitable[object]],
+    bus: str | None,
+    device: str,
+    idle_seconds: float | None = None,
+) -> int:
+    """Run a worker in this process until it is told to end, or has been idle for ``idle_seconds``."""
     import torch
 
     from esper_runtime.artifact import KeyRing, esper_home
@@ -91,7 +97,7 @@ def _work(serve: Callable[..., Awaitable[object]], bus: str | None, device: str)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        return await serve(address, keyring, target, stop=stop)
+        return await serve(address, keyring, target, stop=stop, idle_seconds=idle_seconds)
 
     click.echo(f"works for {target.name}", err=True)
     click.echo(str(asyncio.run(work())), err=True)

@@ -17,6 +17,8 @@ from esper_runtime.local.processes import ProcessRecord, catches, record_of, sen
 
 SUPERVISED = "ESPER_SUPERVISED"
 """Set in the environment of what a supervisor starts: it holds the run's folder for them."""
+IN_POD = "pod"
+"""Its value in a training pod."""
 
 MOST_LOG = 1_000_000
 """Bytes of a log that outlives runs; twice as many are kept."""

@@ -14,6 +14,10 @@ DEFAULT_RUNS = Path("runs")
 _FROM = "# from "
 
 
+class FolderHeldError(InputError):
+    """Another process trains the run."""
+
+
 class RunFolder:
     """`runs/NAME/`: manifest.yaml, journal.jsonl, checkpoints/, model/, report.html.
 
@@ -71,7 +75,8 @@ class RunFolder:
         have ended, however they ended.
 
         Raises:
-            InputError: another process holds it, or the folder cannot be made.
+            FolderHeldError: another process holds it.
+            InputError: the folder cannot be made.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
@@ -109,7 +114,7 @@ class RunFolder:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-            raise InputError(
+            raise FolderHeldError(
                 f"run {self.name!r} ({self.path}) is being trained by process {holder}; wait for it, stop it "
                 f"(kill -TERM {holder} leaves a checkpoint), or give the new run another metadata.name"
             ) from None

@@ -11,6 +11,9 @@ from esper_runtime.nissa import count
 from esper_runtime.oona import LIBRARY_VARIABLE, Bridge, BusAddress
 from esper_runtime.tolaria import LibraryLink, Observer
 
+NAMESPACE_VARIABLE, UID_VARIABLE = "ESPER_NAMESPACE", "ESPER_RUN_UID"
+"""Environment variables that the operator sets in training pods."""
+
 FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
 """How long the end of a run waits for what was not sent yet, with and without a bus."""
 
@@ -45,10 +48,20 @@ class Both:
         self._second.on_preparing(text, done, total)
 
 
+def name_on_bus(run: str) -> tuple[str, str]:
+    """Namespace and name that a run's subjects carry.
+
+    On a cluster the environment gives the namespace and the resource's uid: no other run, nor a later one
+    of the name, has the same subjects.
+    """
+    namespace, uid = os.environ.get(NAMESPACE_VARIABLE), os.environ.get(UID_VARIABLE)
+    return (namespace, f"{run}-{uid[:8]}") if namespace and uid else (LOCAL_NAMESPACE, run)
+
+
 def library_link(run: str) -> LibraryLink | None:
     """The way to the library that the environment names, for the trainer of ``run``; None for none."""
     path = os.environ.get(LIBRARY_VARIABLE)
-    return LibraryLink(lambda: BusAddress.load(Path(path)), run) if path else None
+    return LibraryLink(lambda: BusAddress.load(Path(path)), *name_on_bus(run)) if path else None
 
 
 @contextlib.contextmanager
@@ -66,7 +79,9 @@ def connected(
     if address is None:
         yield None
         return
-    bridge = Bridge(address, LOCAL_NAMESPACE, run, f"/runs/{LOCAL_NAMESPACE}/{run}", journal)
+    namespace, name = name_on_bus(run)
+    made = namespace != LOCAL_NAMESPACE  # on a cluster, by the operator: a training may make none
+    bridge = Bridge(address, namespace, name, f"/runs/{namespace}/{name}", journal, make=not made)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     bridge.start()

@@ -19,7 +19,7 @@ from esper_runtime.contracts import (
     Started,
 )
 from esper_runtime.local.changes import check_unchanged
-from esper_runtime.local.children import SUPERVISED
+from esper_runtime.local.children import IN_POD, SUPERVISED
 from esper_runtime.local.comparison import compare_run
 from esper_runtime.local.export import export_run, has_export
 from esper_runtime.local.folder import RunFolder
@@ -32,10 +32,12 @@ from esper_runtime.local.stop import StopSignals
 from esper_runtime.local.supervisor import end_helpers
 from esper_runtime.nissa import RunState, count, read_journal, render_report, summarise
 from esper_runtime.oona import Bridge, BusAddress
+from esper_runtime.planning import EXIT_BUDGET
 from esper_runtime.tolaria import (
     BusObserver,
     CheckpointStore,
     Observer,
+    Result,
     Trainer,
     raised_in_user_code,
     replace_file,
@@ -72,7 +74,8 @@ def run_manifest(
         console: where progress goes; default: standard output.
 
     Returns:
-        Exit code: 0 done, 1 the run failed, 75 interrupted with a checkpoint, 76 another rank was lost.
+        Exit code: 0 done, 1 the run failed, 75 interrupted with a checkpoint, 76 another rank was lost; in a
+        pod 77 where it was interrupted because `spec.budget` is used up.
 
     Raises:
         InputError: the run cannot work as described; what was there before is as it was.
@@ -130,10 +133,20 @@ def _follow(run: MorphogeneticRun, folder: RunFolder, directory: Path, signals: 
     trainer = Trainer(run, folder.path, directory=directory)
     signals.forward(trainer.request_stop)
     try:
-        return EXIT_INTERRUPTED if trainer.run().outcome == "Interrupted" else EXIT_DONE
+        result = trainer.run()
+        return _interrupted(result) if result.outcome == "Interrupted" else EXIT_DONE
     except PeerLostError as error:
         print(error, file=sys.stderr)
         return EXIT_PEER_LOST
+
+
+def _interrupted(result: Result) -> int:
+    """Exit code of a run that is to go on later; in a pod, the operator tells apart why."""
+    return EXIT_BUDGET if result.budget_used and _in_pod() else EXIT_INTERRUPTED
+
+
+def _in_pod() -> bool:
+    return os.environ.get(SUPERVISED) == IN_POD
 
 
 def _check_fresh(run: MorphogeneticRun) -> None:
@@ -180,7 +193,8 @@ def _go(
     )
     signals.forward(trainer.request_stop)
     try:
-        result = trainer.run()
+        # In a pod, the other ranks have gone home when a run is complete: nobody would answer.
+        result = (trainer.complete_before() if _in_pod() else None) or trainer.run()
         signals.saved()
     finally:
         if logs is not None:
@@ -195,7 +209,7 @@ def _go(
             f"interrupted at step {result.step} ({result.reason}) with a checkpoint in {place}; "
             f"the same command goes on from there"
         )
-        return EXIT_INTERRUPTED
+        return _interrupted(result)
     if not result.trained:
         progress.say(f"run {run.metadata.name!r} is complete; --fresh begins it again and keeps the old one")
     output = run.spec.output.uri or str(folder.model)

@@ -3,7 +3,6 @@
 It imports no torch and holds the run's folder; the trainer speaks for itself on the same terminal.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +22,13 @@ from esper_runtime.local.processes import (
     record_of,
     write_table,
 )
+from esper_runtime.local.ranks import EXIT_STOPPED, LATE_SECONDS, see_through
 from esper_runtime.local.signals import SignalQueue
 from esper_runtime.nissa import scan_journal
 from esper_runtime.oona import BusAddress
-from esper_runtime.planning import Done, GiveUp, Restart, RestartPolicy, group_outcome, plan_trainer
+from esper_runtime.planning import Done, GiveUp, Restart, RestartPolicy, plan_trainer
 
-PEER_SECONDS = 10.0
-"""How long the ranks of a group may take to end by themselves when one of them is gone."""
-LATE_SECONDS = 5.0
-"""A trainer ends itself when its grace is over; so much later it is killed."""
-WAKE_SECONDS = 0.5
-EXIT_STOPPED, EXIT_QUIT = 75, 130
+EXIT_QUIT = 130
 
 
 @dataclass
@@ -186,28 +181,9 @@ class _Supervision:
 
     def _see_through(self) -> int:
         """Wait until all ranks have ended; returns how the group ended."""
-        doomed = math.inf
-        killed: set[int] = set()
-        while any(rank.ended is None for rank in self._ranks):
-            self._look(WAKE_SECONDS)
-            ends = {rank.ended for rank in self._ranks} - {None, 0}
-            if ends:
-                # Where the others were told to stop, the first rank may still write the checkpoint.
-                stopped = ends == {EXIT_STOPPED}
-                patience = self._job.grace_seconds + LATE_SECONDS if stopped else PEER_SECONDS
-                doomed = min(doomed, time.monotonic() + patience)
-            late = self._deadline is not None and time.monotonic() > self._deadline
-            if late or (time.monotonic() > doomed and not self._asked):
-                for number, rank in enumerate(self._ranks):
-                    if rank.ended is None:
-                        killed.add(number)
-                        rank.kill()
-        for rank in self._ranks:
-            rank.wait(LATE_SECONDS)
-        codes = [rank.ended for rank in self._ranks if rank.ended is not None]
+        codes, outcome = see_through(self._ranks, self._look, self._job.grace_seconds, lambda: self._deadline)
         self._tell_logs(codes)
-        counted = [code for number, code in enumerate(codes) if number not in killed]
-        return group_outcome(counted or codes)
+        return outcome
 
     def _tell_logs(self, codes: Sequence[int]) -> None:
         for number, code in enumerate(codes):

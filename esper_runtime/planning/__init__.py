@@ -38,6 +38,7 @@ from esper_runtime.planning.restart import (
     how_it_ended,
     plan_helper,
     plan_trainer,
+    pod_exit,
 )
 from esper_runtime.planning.retention import to_delete
 from esper_runtime.planning.rulings import Quarantine, QuarantineRule, Reinstate, Supersede, supersedes
@@ -109,6 +110,7 @@ __all__ = [
     "plan_helper",
     "plan_run",
     "plan_trainer",
+    "pod_exit",
     "shape_of",
     "supersedes",
     "to_delete",

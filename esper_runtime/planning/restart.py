@@ -4,10 +4,12 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from esper_runtime.planning.runs import EXIT_BUDGET
+
 DONE, FAILED, WRONG_INPUT, RESUME_ME, PEER_DIED, KILLED = 0, 1, 2, 75, 76, 130
 """Exit codes of a trainer: complete; failed; wrong input; told to stop, checkpoint left; peer died; quit."""
 
-_GRAVITY = (WRONG_INPUT, KILLED, FAILED, RESUME_ME)
+_GRAVITY = (WRONG_INPUT, KILLED, FAILED, EXIT_BUDGET, RESUME_ME)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,23 @@ def plan_trainer(code: int, fruitless: int, stopping: bool, policy: RestartPolic
             f"own code?), the same command goes on from it",
         )
     return Restart(policy.wait(fruitless), how_it_ended(code))
+
+
+def pod_exit(code: int, stopping: bool) -> int:
+    """What a training pod ends with: what the Job's failure policy and the operator understand.
+
+    0 complete, 75 resume me, 76 a peer died, 77 `spec.budget` is used up, 2 wrong input, 137 killed, which is
+    most likely for memory; else 1.
+
+    Args:
+        code: how the pod's ranks ended, see `group_outcome`.
+        stopping: whether the pod was told to stop.
+    """
+    if stopping and (code < 0 or code == KILLED):
+        return RESUME_ME
+    if code == -signal.SIGKILL:
+        return 128 + signal.SIGKILL
+    return code if code in (DONE, WRONG_INPUT, RESUME_ME, PEER_DIED, EXIT_BUDGET) else FAILED
 
 
 def plan_helper(how: str, fruitless: int, policy: RestartPolicy) -> Restart | GiveUp:

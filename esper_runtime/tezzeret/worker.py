@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,14 @@ class Made:
 
 
 async def serve(
-    address: BusAddress, keyring: KeyRing, target: Target, *, stop: asyncio.Event | None = None
+    address: BusAddress,
+    keyring: KeyRing,
+    target: Target,
+    *,
+    stop: asyncio.Event | None = None,
+    idle_seconds: float | None = None,
 ) -> Made:
-    """Work off the compile queue of a target until ``stop`` is set.
+    """Work off the compile queue of a target until ``stop`` is set, or there is no more work.
 
     An item in hand is said to be in progress as long as this process lives; when it dies, the item comes
     again, to this worker or another, and yields the same bytes. An item whose kernel the library has already
@@ -67,6 +73,7 @@ async def serve(
         keyring: signs as Tezzeret.
         target: what this process makes kernels for (`esper_runtime.kasmina.kernels.current_target`).
         stop: ends the worker; an item in hand is handed back at once.
+        idle_seconds: ends the worker that had nothing to do for so long; None: it waits for ever.
 
     Raises:
         BusError: the bus cannot be reached at the start, or has no library.
@@ -80,10 +87,14 @@ async def serve(
         with Builder() as builder, tempfile.TemporaryDirectory(prefix="esper-tezzeret-") as folder:
             worker = _Worker(Library(client, keyring.trust), keyring, builder, Path(folder), stop, done)
             queue = WorkQueue(client, "compile", target.name)
+            busy = time.monotonic()
             while not stop.is_set():
                 try:
                     for item in await queue.fetch(1, _POLL):
                         await worker.do(item)
+                        busy = time.monotonic()
+                    if idle_seconds is not None and time.monotonic() - busy >= idle_seconds:
+                        break
                 except BusError as error:
                     _log.warning("%s; going on", error)
                     await _wait(stop, _POLL)

@@ -17,7 +17,6 @@ from pathlib import Path
 from esper_runtime.artifact import Trust
 from esper_runtime.blueprint import misfit
 from esper_runtime.contracts import (
-    LOCAL_NAMESPACE,
     Blueprint,
     Channel,
     EsperError,
@@ -70,19 +69,18 @@ class LibraryLink:
 
     Args:
         address: gives that of the library's bus, with the rights of a training; asked at each try.
-        run: its name.
+        namespace: of the run on the bus.
+        run: its name there.
     """
 
-    def __init__(self, address: Callable[[], BusAddress], run: str) -> None:
+    def __init__(self, address: Callable[[], BusAddress], namespace: str, run: str) -> None:
         self.offers: deque[Offer] = deque()
         """What the library has that the run does not have yet, for the training thread."""
         self.connected = False
         self.settled: set[str] = set()
         """Kernels of `Wanted` that the library has judged, and that are on the shelf where they passed."""
         self._address = address
-        self._reports = Reports(
-            run_subject(LOCAL_NAMESPACE, run, Channel.REPORT), f"/runs/{LOCAL_NAMESPACE}/{run}"
-        )
+        self._reports = Reports(run_subject(namespace, run, Channel.REPORT), f"/runs/{namespace}/{run}")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._more: deque[KernelSpec] = deque()
         self._closing = asyncio.Event()

@@ -70,6 +70,8 @@ class Loop:
         self.total_steps = parts.total_steps
         self.stop: str | None = None
         """Why to stop at the next boundary, set from outside."""
+        self.budget_used = False
+        """Whether it stops because this process has used up `spec.budget`."""
         self.boundary = Boundary(
             parts.model,
             parts.optimizer,
@@ -213,16 +215,21 @@ class Loop:
         return self._must_stop() or "another rank was told to stop"
 
     def _must_stop(self) -> str | None:
-        budget = self.parts.run.spec.budget
         if self.stop is not None:
             return self.stop
         if self.steering.told_to_stop:
             return self.steering.stop or "esper stop"
+        return self._budget_used()
+
+    def _budget_used(self) -> str | None:
+        budget = self.parts.run.spec.budget
+        said = None
         if budget.wall_seconds and time.monotonic() - self._clock[0] > budget.wall_seconds:
-            return f"budget.wallSeconds ({budget.wall_seconds:g}) is used up"
-        if budget.device_seconds and time.process_time() - self._clock[1] > budget.device_seconds:
-            return f"budget.deviceSeconds ({budget.device_seconds:g}) is used up"
-        return None
+            said = f"budget.wallSeconds ({budget.wall_seconds:g}) is used up"
+        elif budget.device_seconds and time.process_time() - self._clock[1] > budget.device_seconds:
+            said = f"budget.deviceSeconds ({budget.device_seconds:g}) is used up"
+        self.budget_used = said is not None
+        return said
 
     def _validate(self) -> Fault | None:
         parts, step = self.parts, self.step

@@ -45,6 +45,7 @@ class Result:
         finished: the journal's last entry of a complete run; None for an interrupted one.
         trained: False when nothing was done: the run had been complete before, or was stopped before it could
             go on.
+        budget_used: whether it was interrupted because this process has used up `spec.budget`.
     """
 
     outcome: Literal["Complete", "Interrupted"]
@@ -53,3 +54,4 @@ class Result:
     folder: Path
     finished: Finished | None = None
     trained: bool = True
+    budget_used: bool = False

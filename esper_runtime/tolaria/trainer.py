@@ -115,11 +115,25 @@ class Trainer:
                 group.close()  # its threads, still at work when the process exits, could abort it
                 raise
 
-    def _lead(self, group: Group, device: torch.device) -> Result:
-        """Train as rank 0, or as the only process."""
+    def complete_before(self) -> Result | None:
+        """The result of a run that was complete before, from its journal; None where there is work to do.
+
+        Raises:
+            InputError: the folder belongs to another run.
+            JournalError: the journal is damaged.
+        """
+        opening = self._open()
+        return self._complete_before(opening) if isinstance(opening.attempt, AlreadyComplete) else None
+
+    def _open(self) -> Opening:
         opening = open_run(self._run, self._folder)
         if isinstance(opening.attempt, Refuse):
             raise InputError(f"{self._folder}: {opening.attempt.reason}")
+        return opening
+
+    def _lead(self, group: Group, device: torch.device) -> Result:
+        """Train as rank 0, or as the only process."""
+        opening = self._open()
         complete = isinstance(opening.attempt, AlreadyComplete)
         group.share(complete)
         if complete:
@@ -193,7 +207,7 @@ class Trainer:
         if reason is not None:
             loop.last_checkpoint()
             group.close()
-            return Result("Interrupted", reason, loop.step, self._folder)
+            return Result("Interrupted", reason, loop.step, self._folder, budget_used=loop.budget_used)
         loop.checkpoint()
         group.close()
         return Result("Complete", loop.converged or "all steps are done", loop.step, self._folder)
@@ -277,7 +291,7 @@ class Trainer:
         loop.last_checkpoint()
         loop.parts.group.close()
         loop.record(Interrupted(reason=reason))
-        return Result("Interrupted", reason, loop.step, self._folder)
+        return Result("Interrupted", reason, loop.step, self._folder, budget_used=loop.budget_used)
 
     def _finish(self, loop: Loop) -> Result:
         """Touch the test set, the only time; write the model, then the last entry."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +61,14 @@ class Judged:
 
 
 async def serve(
-    address: BusAddress, keyring: KeyRing, target: Target, *, stop: asyncio.Event | None = None
+    address: BusAddress,
+    keyring: KeyRing,
+    target: Target,
+    *,
+    stop: asyncio.Event | None = None,
+    idle_seconds: float | None = None,
 ) -> Judged:
-    """Work off the evaluation queue of a target until ``stop`` is set.
+    """Work off the evaluation queue of a target until ``stop`` is set, or there is no more work.
 
     An item in hand is said to be in progress as long as this process lives; when it dies, the item comes
     again, to this worker or another. An artifact that has a verdict is not tested again. One that cannot be
@@ -73,6 +79,7 @@ async def serve(
         keyring: signs as Urabrask.
         target: what this process tests kernels for (`esper_runtime.kasmina.kernels.current_target`).
         stop: ends the worker after the item in hand.
+        idle_seconds: ends the worker that had nothing to do for so long; None: it waits for ever.
 
     Raises:
         BusError: the bus cannot be reached at the start.
@@ -88,10 +95,14 @@ async def serve(
                 Library(client, keyring.trust), keyring, sandbox, Path(folder), _Field(client), target, judged
             )
             queue = WorkQueue(client, "evaluate", target.name)
+            busy = time.monotonic()
             while not stop.is_set():
                 try:
                     for item in await queue.fetch(1, _POLL):
                         await worker.do(item)
+                        busy = time.monotonic()
+                    if idle_seconds is not None and time.monotonic() - busy >= idle_seconds:
+                        break
                 except BusError as error:
                     _log.warning("%s; going on", error)
                     with contextlib.suppress(TimeoutError):

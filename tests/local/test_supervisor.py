@@ -174,7 +174,7 @@ def test_a_lost_rank_ends_its_group_and_a_fresh_one_meets_at_another_port(tmp_pa
 def test_ranks_that_do_not_notice_that_one_is_gone_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esper_runtime.local.supervisor.PEER_SECONDS", 0.2)
+    monkeypatch.setattr("esper_runtime.local.ranks.PEER_SECONDS", 0.2)
     trainer = "sys.exit(1) if os.environ['RANK'] == '1' else time.sleep(600)"
     said: list[str] = []
     assert supervise(job(tmp_path, trainer, said, ranks=2)) == 1
@@ -184,7 +184,7 @@ def test_ranks_that_do_not_notice_that_one_is_gone_are_killed(
 def test_the_first_rank_has_time_for_the_checkpoint_when_the_others_were_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esper_runtime.local.supervisor.PEER_SECONDS", 0.1)
+    monkeypatch.setattr("esper_runtime.local.ranks.PEER_SECONDS", 0.1)
     written = tmp_path / "written"
     trainer = f"os.environ['RANK'] == '1' or (time.sleep(1.0), open({str(written)!r}, 'w')); sys.exit(75)"
     supervise(job(tmp_path, trainer, [], ranks=2))

@@ -13,6 +13,7 @@ from esper_runtime.planning import (
     how_it_ended,
     plan_helper,
     plan_trainer,
+    pod_exit,
 )
 
 POLICY = RestartPolicy(most_attempts=4, first_seconds=0.5, longest_seconds=3.0)
@@ -77,3 +78,31 @@ def test_signals_are_named() -> None:
     assert how_it_ended(-11) == "killed by SIGSEGV"
     assert how_it_ended(-99) == "killed by signal 99"
     assert how_it_ended(76) == "exit code 76: a peer died"
+
+
+@pytest.mark.parametrize(
+    ("code", "stopping", "expected"),
+    [
+        (0, False, 0),
+        (75, True, 75),
+        (76, False, 76),
+        (76, True, 76),
+        (77, False, 77),
+        (2, False, 2),
+        (1, True, 1),
+        (-9, False, 137),
+        (-11, False, 1),
+        (-9, True, 75),
+        (-15, True, 75),
+        (130, True, 75),
+        (130, False, 1),
+        (3, False, 1),
+    ],
+)
+def test_a_pod_ends_with_a_code_that_a_job_can_act_on(code: int, stopping: bool, expected: int) -> None:
+    assert pod_exit(code, stopping) == expected
+
+
+def test_a_used_up_budget_of_one_rank_counts_before_the_others_that_stopped_with_it() -> None:
+    assert group_outcome([75, 77, 75]) == 77
+    assert group_outcome([77, 1]) == 1

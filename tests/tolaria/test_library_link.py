@@ -116,7 +116,7 @@ def enter(server: BundledServer, ring: KeyRing, *graphs: Blueprint) -> None:
 
 
 def linked(server: BundledServer, ring: KeyRing, model: Growable) -> tuple[LibraryLink, Wanted]:
-    link = LibraryLink(lambda: server.address, "run")
+    link = LibraryLink(lambda: server.address, "local", "run")
     slots = tuple({slot.place.interface: None for slot in model.slots.values()})
     wanted = Wanted(wanted_kernels(model), slots, current_target(), lambda graph: graph.name != "unwanted")
     return link, wanted
@@ -227,7 +227,7 @@ def test_without_a_library_a_run_begins_and_ends_all_the_same(ring: KeyRing, tmp
     def nowhere() -> Any:
         raise EsperError("there is none")
 
-    link = LibraryLink(nowhere, "run")
+    link = LibraryLink(nowhere, "local", "run")
     link.start(Wanted({}, (), current_target(), lambda _: True), Shelf(ring.home), ring.trust)
     begun = time.monotonic()
     link.close()
