@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from esper_runtime.kasmina import Seed
@@ -38,6 +39,31 @@ def charged(
         ledger.attribute(seed.identity, part)
         left -= part
     return result
+
+
+def gathered(seeds: Sequence[Seed], passes: Sequence[Callable[[], tuple[Tensor, int]]]) -> Tensor:
+    """Run the passes of all micro-batches of a step, and leave in the seeds the gradients of the whole.
+
+    Args:
+        seeds: those that learn together.
+        passes: each leaves its own gradients in the seeds; returns their mean losses [K] and its examples.
+
+    Returns:
+        Losses [K], means over the examples of all passes.
+    """
+    if len(passes) == 1:
+        return passes[0]()[0]
+    parameters = [parameter for seed in seeds for parameter in seed.body.parameters()]
+    found = []
+    for learn in passes:
+        losses, examples = learn()
+        found.append((losses, [parameter.grad for parameter in parameters], examples))
+    whole = sum(examples for _, _, examples in found)
+    for index, parameter in enumerate(parameters):
+        parts = [(grads[index], examples / whole) for _, grads, examples in found]
+        present = [grad * share for grad, share in parts if grad is not None]
+        parameter.grad = torch.stack(present).sum(0) if present else None
+    return torch.stack([losses * (examples / whole) for losses, _, examples in found]).sum(0)
 
 
 def drops_out(seed: Seed, loss: float, norm: float) -> bool:

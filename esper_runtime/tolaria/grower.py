@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ from esper_runtime.kasmina import (
     untouched_random_state,
 )
 from esper_runtime.tamiyo import Controller, make_controller
-from esper_runtime.tolaria.behind import charged, drops_out
+from esper_runtime.tolaria.behind import charged, drops_out, gathered
 from esper_runtime.tolaria.boundary import Boundary, BoundarySettings, limits_of
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example
 from esper_runtime.tolaria.optimizer import clip_gradients
@@ -107,6 +108,8 @@ class Grower:
         _check_arguments(model, optimizer, validation, total_steps)
         self.model = model
         self.steps = 0
+        self._over = False
+        self._own_controller = controller is None
         self.ledger = Ledger()
         self._optimizer = SeedOptimizer(optimizer)
         self._losses = losses
@@ -124,12 +127,9 @@ class Grower:
         model.limits = model.limits.or_else(limits_of(growth, model.host_parameters, model.host_macs))
         self._kernels = ExitStack()
         self._supply = Supply()
-        if model.stock is None:
-            off = controller is None and growth.controller.kind is ControllerKind.OFF
-            self._supply = self._kernels.enter_context(
-                stocked(model, grows=not off, told=_told, selector=growth.kernels)
-            )
-            self._supply.apply(0, model, journal, lambda: -1, ())
+        self._stocks = model.stock is None
+        if self._stocks:
+            self._stock(growth)
         newborn = growth.lifecycle
         settings = TrialSettings(
             clip_norm,
@@ -153,12 +153,53 @@ class Grower:
         """Length of the loop."""
         return self._boundary.settings.total_steps
 
-    def step(self, inputs: Any, target: Any) -> Changes:
+    def go_on(
+        self,
+        total_steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """Let the same model grow in a longer loop, also where the present one is over.
+
+        Steps are counted on. What has grown stays; what the end of a loop has taken out is gone.
+
+        Args:
+            total_steps: length of the loop from its very beginning.
+            optimizer: the loop's from now on, where it is another one; the seeds' moments begin anew then, as
+                the host's do.
+            scaler: the loop's, where it scales the loss.
+
+        Raises:
+            InputError: more steps are done already, or the optimizer cannot work.
+        """
+        if total_steps < self.steps:
+            raise InputError(f"total_steps is {total_steps}, but {self.steps} steps are done already")
+        if optimizer is not None:
+            _check_optimizer(optimizer)
+            self._optimizer.follow(optimizer, self.model)
+        self._scaler = scaler
+        self._scale = 1.0 if scaler is None else scaler.get_scale()
+        boundary = self._boundary
+        growth = boundary.settings.growth
+        if total_steps != self.total_steps:
+            boundary.settings = replace(boundary.settings, total_steps=total_steps)
+            if self._own_controller:
+                memory = boundary.controller.state()
+                boundary.controller = make_controller(growth, total_steps)
+                boundary.controller.restore(memory)
+        if self._over and self._stocks and total_steps > self.steps:
+            self._stock(growth)
+            boundary.look_for_candidates()
+        self._over = False
+
+    def step(self, inputs: Any, target: Any, earlier: Sequence[tuple[Any, Any]] = ()) -> Changes:
         """Call after ``optimizer.step()`` with the batch of that step, before gradients are dropped.
 
         Args:
             inputs: what the model was called with: a tensor, a tuple of positional arguments, or a dict.
             target: what ``losses`` takes beside the output.
+            earlier: inputs and targets of the step's other micro-batches, where gradients are accumulated
+                over several.
 
         Returns:
             What changed: seeds born, seeds gone.
@@ -168,7 +209,7 @@ class Grower:
             RunFailedError: the validation loss is not a finite number.
         """
         with torch.enable_grad():
-            return self._step(inputs, target)
+            return self._step([self._trial(*part) for part in (*earlier, (inputs, target))])
 
     def state(self) -> dict[str, Any]:
         """What growth needs to go on, as tensors, numbers and text; save it with model and optimizer.
@@ -208,12 +249,19 @@ class Grower:
         self._boundary.restore(data["boundary"])
         self.ledger.restore(data["ledger"])
 
-    def _step(self, inputs: Any, target: Any) -> Changes:
-        batch = self._trial(inputs, target)
+    def _stock(self, growth: Growth) -> None:
+        """Give the model validated kernels, until the loop is over."""
+        off = self._own_controller and growth.controller.kind is ControllerKind.OFF
+        self._supply = self._kernels.enter_context(
+            stocked(self.model, grows=not off, told=_told, selector=growth.kernels)
+        )
+        self._supply.apply(self.steps, self.model, self._journal, lambda: -1, ())
+
+    def _step(self, parts: list[Trial]) -> Changes:
         self._check_gradients()
         self._unscale()
-        self._recent.append(batch)
-        self._learn_isolated(batch)
+        self._recent.extend(parts)
+        self._learn_isolated(parts)
         self._optimizer.update_seeds(self.steps)
         self.steps += 1
         settings = self._boundary.settings
@@ -221,7 +269,8 @@ class Grower:
             changes = self._boundary.finish(self.steps)
             self._report((*changes.gone, *self.model.seeds))
             self._kernels.close()
-            self._absorb(batch)
+            self._over = True
+            self._absorb(parts[-1])
             return changes
         if not self._supply.idle:
             new = self._supply.arrived()
@@ -240,23 +289,27 @@ class Grower:
             )
         return changes
 
-    def _learn_isolated(self, batch: Trial) -> None:
-        def criterion(output: Any) -> Tensor:
-            return batch.losses(output).mean()
-
+    def _learn_isolated(self, parts: Sequence[Trial]) -> None:
         for seeds in cohorts(self.model.isolating()):
-            losses = charged(
-                self.ledger,
-                structure_of(self.model),
-                seeds,
-                1,
-                self.model.host_macs,
-                partial(learn_side_by_side, self.model, seeds, batch.args, batch.kwargs, criterion),
-            )
+            losses = gathered(seeds, [partial(self._learn_behind, seeds, part) for part in parts])
             for seed, loss in zip(seeds, losses.tolist(), strict=True):
                 norm = clip_gradients(seed.body.parameters(), self._clip_norm).item()
                 if not drops_out(seed, loss, norm) and not math.isfinite(loss + norm):
                     seed.failure = f"it learned a loss of {loss} with a gradient norm of {norm}"
+
+    def _learn_behind(self, seeds: list[Seed], part: Trial) -> tuple[Tensor, int]:
+        """One pass of seeds that learn together; their losses, and the number of examples."""
+        examples = 0
+
+        def criterion(output: Any) -> Tensor:
+            nonlocal examples
+            losses = part.losses(output)
+            examples = len(losses)
+            return losses.mean()
+
+        learn = partial(learn_side_by_side, self.model, seeds, part.args, part.kwargs, criterion)
+        structure = structure_of(self.model)
+        return charged(self.ledger, structure, seeds, 1, self.model.host_macs, learn), examples
 
     def _report(self, seeds: Iterable[Seed]) -> None:
         for event in reports_of(seeds, OWN_LOOP, self.steps):
@@ -337,13 +390,17 @@ def _told(text: str, done: int, total: int) -> None:
         log.info("%s: %d of %d", text, done, total)
 
 
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("Grower cannot work with LBFGS, whose steps take a closure; give AdamW or SGD")
+
+
 def _check_arguments(model: Any, optimizer: torch.optim.Optimizer, validation: Any, total_steps: int) -> None:
     if not isinstance(model, Growable):
         raise InputError(
             f"Grower needs a model from wrap(model, example_input), not a bare {type(model).__name__}"
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("Grower cannot work with LBFGS, whose steps take a closure; give AdamW or SGD")
+    _check_optimizer(optimizer)
     if total_steps < 1:
         raise InputError(
             f"total_steps is {total_steps}; give the length of the loop in optimizer steps, at least 1"

@@ -59,6 +59,13 @@ class SeedOptimizer:
                 self._host.state[move.parameter] = merge_state(own, part, move, betas)
         self.remove_group(name)
 
+    def follow(self, optimizer: torch.optim.Optimizer, model: Growable) -> None:
+        """Stand beside ``optimizer`` from now on; where it is another one, the moments begin anew."""
+        if optimizer is not self._host:
+            groups = self.state()["groups"]
+            self._host = optimizer
+            self.restore({"groups": groups, "optimizer": None}, model)
+
     def update_seeds(self, step: int) -> None:
         """One update of the seeds that have gradients, for optimizer step ``step`` (0-based)."""
         if self._seeds is None:

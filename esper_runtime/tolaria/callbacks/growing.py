@@ -39,6 +39,7 @@ class Growing:
     def __init__(self, settings: GrowthSettings) -> None:
         self._settings = settings
         self._saved: dict[str, Any] | None = None
+        self._earlier: list[tuple[Any, Any]] = []
         self.grower: Grower | None = None
         """Its ``model`` is the grown one; None before training begins."""
 
@@ -48,8 +49,17 @@ class Growing:
         optimizer: torch.optim.Optimizer,
         total_steps: int,
         scaler: torch.amp.GradScaler | None = None,
+        done: int = 0,
     ) -> None:
-        """Wrap the network and begin, or go on from a state given before; ``scaler`` scales the loss.
+        """Wrap the network and begin, or go on: where the network grew before, from there; and from a state
+        given before.
+
+        Args:
+            net: what grows.
+            optimizer: of this training.
+            total_steps: length of this training.
+            scaler: scales the loss.
+            done: steps of this training that are done already.
 
         Raises:
             InputError: the length of the training is not known, or an argument of the growth cannot work.
@@ -60,6 +70,21 @@ class Growing:
                 "growth needs the length of the training in steps; give the trainer max_steps or a number of "
                 "epochs over data of known length"
             )
+        self._earlier.clear()
+        if self.grower is None or self.grower.model.host is not net:
+            self.grower = self._new(net, optimizer, total_steps, scaler)
+        if self._saved is not None:
+            self.grower.restore(self._saved)
+            self._saved = None
+        self.grower.go_on(self.grower.steps + max(0, total_steps - done), optimizer, scaler)
+
+    def _new(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        scaler: torch.amp.GradScaler | None,
+    ) -> Grower:
         settings = self._settings
         device = next((p.device for p in net.parameters()), torch.device("cpu"))
         validation: tuple[Any, Any] = tree_map(
@@ -69,9 +94,8 @@ class Growing:
             lambda value: value[:PROBED_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value,
             validation[0],
         )
-        model = wrap(net, inputs, random_seed=settings.random_seed)
-        self.grower = Grower(
-            model,
+        return Grower(
+            wrap(net, inputs, random_seed=settings.random_seed),
             optimizer,
             settings.losses,
             validation,
@@ -82,9 +106,6 @@ class Growing:
             journal=settings.journal,
             scaler=scaler,
         )
-        if self._saved is not None:
-            self.grower.restore(self._saved)
-            self._saved = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint of the trainer must hold beside model and optimizer."""
@@ -94,7 +115,13 @@ class Growing:
         """Go on from what `state` gave once training begins."""
         self._saved = saved or None
 
-    def step(self, inputs: Any, target: Any) -> None:
-        """An optimizer step was done with this batch; gradients are still there."""
+    def collect(self, inputs: Any, target: Any) -> None:
+        """Gradients of this micro-batch were added; the optimizer step comes later."""
+        self._earlier.append((inputs, target))
+
+    def step(self) -> None:
+        """An optimizer step was done with the micro-batches collected; gradients are still there."""
+        parts, self._earlier = self._earlier, []
         if self.grower is not None and self.grower.steps < self.grower.total_steps:
-            self.grower.step(inputs, target)
+            *earlier, (inputs, target) = parts
+            self.grower.step(inputs, target, earlier)

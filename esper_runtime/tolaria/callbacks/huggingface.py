@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from esper_runtime.contracts import Event, Growth, InputError
 from esper_runtime.kasmina import nowhere
@@ -17,6 +18,8 @@ from esper_runtime.tolaria.grower import Losses
 
 STATE = "esper.pt"
 LABELS = "labels"
+OF_THE_LOSS = "num_items_in_batch"
+"""What the Trainer gives a model for the loss that it computes from labels."""
 
 
 def huggingface_callback(
@@ -65,7 +68,7 @@ class _Hooks(Growing):
     def __init__(self, settings: GrowthSettings, labels: str) -> None:
         super().__init__(settings)
         self._labels = labels
-        self._batch: dict[str, Any] | None = None
+        self._eye: RemovableHandle | None = None
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
@@ -76,8 +79,19 @@ class _Hooks(Growing):
         if state.global_step:
             self._load(Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE)
         scaler = getattr(optimizer, "scaler", None)  # accelerate's, where the training is in fp16
-        self.begin(model, getattr(optimizer, "optimizer", optimizer), int(state.max_steps), scaler)
-        model.register_forward_pre_hook(self._see, with_kwargs=True)
+        own = getattr(optimizer, "optimizer", optimizer)
+        self.begin(model, own, int(state.max_steps), scaler, state.global_step)
+        self._look_away()  # where an earlier training broke off
+        self._eye = model.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The training is over."""
+        self._look_away()
+
+    def _look_away(self) -> None:
+        if self._eye is not None:
+            self._eye.remove()
+            self._eye = None
 
     def _load(self, path: Path) -> None:
         if not path.exists():
@@ -88,18 +102,18 @@ class _Hooks(Growing):
         self.keep(torch.load(path, weights_only=True))
 
     def _see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if model.training and self._labels in kwargs:
-            self._batch = kwargs
+        if model.training and torch.is_grad_enabled() and self._labels in kwargs:
+            left_out = (self._labels, OF_THE_LOSS)
+            inputs = {name: value for name, value in kwargs.items() if name not in left_out}
+            self.collect(inputs, kwargs[self._labels])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The optimizer's step is done and gradients are still there: a boundary."""
-        batch, self._batch = self._batch, None
-        if batch is None:
+        if not self._earlier:
             raise InputError(
                 f"the model was not called with {self._labels!r} in this step; give the name of its labels"
             )
-        inputs = {name: value for name, value in batch.items() if name != self._labels}
-        self.step(inputs, batch[self._labels])
+        self.step()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The trainer has written a checkpoint folder."""

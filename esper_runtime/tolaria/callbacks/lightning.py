@@ -95,16 +95,16 @@ class _Hooks(Growing):
             raise InputError("growth in Lightning needs one optimizer and automatic optimization")
         optimizer: torch.optim.Optimizer = optimizers[0]
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.begin(net, optimizer, int(steps) if steps != float("inf") else 0, scaler)
         self._done = trainer.global_step
+        self.begin(net, optimizer, int(steps) if steps != float("inf") else 0, scaler, self._done)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A batch is done; where it completed an optimizer step, a boundary follows."""
-        if trainer.global_step == self._done:
-            return
-        self._done = trainer.global_step
         inputs, target = self._batch(batch)
-        self.step(inputs, target)
+        self.collect(inputs, target)
+        if trainer.global_step != self._done:
+            self._done = trainer.global_step
+            self.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Saved with the trainer's checkpoints."""
