@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -92,6 +93,8 @@ def run_manifest(
             stack.callback(end_helpers, folder)
         else:
             stack.enter_context(folder.held())
+            if bus is not None:
+                stack.enter_context(_findable(bus, folder.bus_address))
         if fresh and folder.started:
             look_at(run, directory)
             _check_fresh(run)
@@ -126,6 +129,16 @@ def run_manifest(
                 file=sys.stderr,
             )
             return EXIT_FAILED
+
+
+@contextlib.contextmanager
+def _findable(bus: BusAddress, file: Path) -> Iterator[None]:
+    """Inside, the folder says where the bus is, for who commands the run; a supervisor does so itself."""
+    bus.store(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _follow(run: MorphogeneticRun, folder: RunFolder, directory: Path, signals: StopSignals) -> int:

@@ -172,25 +172,16 @@ def test_a_silent_rank_is_given_up_after_the_timeout():
             process.stdin.close()
 
 
-@pytest.mark.parametrize("launcher", ["rank", "torchrun"])
-def test_esper_run_is_a_rank_where_the_environment_says_so(tmp_path, launcher):
+def test_esper_run_is_a_rank_where_the_environment_says_so(tmp_path):
     run = manifest(12, "by-hand", {"builtin": "mlp", "args": {"hidden": [8]}})
     data = run.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["spec"]["training"]["workers"] = {"count": 2, "timeoutSeconds": 30}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(data))
     command = ["-m", "esper_runtime.cli", "run", str(path), "--runs-dir", str(tmp_path / "runs")]
-    if launcher == "rank":
-        processes = start(command)
-        codes, errors, _ = ends(processes)
-        assert codes == [0, 0], errors
-        assert not errors[1]
-    else:
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-        done = subprocess.run(
-            [sys.executable, *torchrun, *command], capture_output=True, text=True, cwd=ROOT, timeout=55
-        )
-        assert done.returncode == 0, done.stderr
+    codes, errors, _ = ends(start(command))
+    assert codes == [0, 0], errors
+    assert not errors[1]
     assert final(tmp_path / "runs" / "by-hand").outcome == "Complete"
 
 
