@@ -1,6 +1,7 @@
 """`esper run`: train what a manifest describes, or show what it would be."""
 
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,9 @@ def run(
     code = run_manifest(
         described, manifest, runs_dir, fresh=fresh, compare=compare, bus=address, console=console
     )
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # The exit code says it all now; torchrun ends by SIGTERM who leaves later than the first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if output == "json" and leads and code != EXIT_PEER_LOST:  # lost: it is started again
         folder = find_run(described.metadata.name, runs_dir)
         print_json(run_data(folder, summarise(read_journal(folder.journal))))

@@ -15,6 +15,8 @@ from esper_runtime.contracts import (
     SeedStage,
     SystemState,
 )
+from esper_runtime.local.folder import RunFolder
+from esper_runtime.local.replay import replay_run
 from esper_runtime.nissa import explain, read_journal, render_report
 from esper_runtime.tolaria import Trainer, load, load_task
 from tests.tolaria.runs import manifest
@@ -80,6 +82,14 @@ def test_widenings_are_absorbed_before_the_model_is_saved(tmp_path: Path, adapte
     events = [entry.event for entry in entries if isinstance(entry.event, Absorbed)]
     model = load(tmp_path / "run" / "model")
     task = load_task(run.spec.task, 0)
+    trainer, comparison = replay_run(RunFolder(tmp_path / "run"))
+    trainer.run()
+    found = comparison.outcome()
+    assert found.equal, found
+    again = read_journal(found.folder / "journal.jsonl")
+    assert [e.event.refused is None for e in again if isinstance(e.event, Absorbed)] == [
+        event.refused is None for event in events
+    ]
     x = task.validation["x"] if "x" in task.validation else next(iter(task.validation.values()))
     assert torch.isfinite(model(x[:4].float())).all()
     if adapters:

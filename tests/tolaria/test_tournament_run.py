@@ -7,58 +7,19 @@ import pytest
 import torch
 
 from esper_runtime.contracts import (
-    Decision,
-    Directive,
-    GraftingPlan,
-    Operation,
-    PlanKind,
     Refused,
     RolledBack,
     SeedChanged,
     SeedStage,
-    SystemState,
 )
+from esper_runtime.local.folder import RunFolder
+from esper_runtime.local.replay import replay_run
 from esper_runtime.nissa import explain, read_journal, render_report, verify_journal
 from esper_runtime.tolaria import BatchOrder, Trainer
 from tests.tolaria.runs import Poisoned, Recorder, Script, digits, manifest, train
+from tests.tolaria.tournaments import LEARNING, PLANTED, SLOT, SMALL, Tournament
 
-STEPS, PLANTED, LEARNING = 80, 20, 20
-PLAN = GraftingPlan(
-    kind=PlanKind.TOURNAMENT, training_steps=LEARNING, ramp_steps=5, grafting_steps=10, embargo_steps=10
-)
-SLOT = "4.output"
-SMALL = {"controller": {"everySteps": 5}, "budget": {"parameters": "4x"}}
-
-
-class Tournament(Script):
-    """Holds one tournament of four at a step, lets the best in and culls the others."""
-
-    def decide(self, state: SystemState) -> Decision:
-        """Plant at its time; decide when all are ready; treat the winner as `Script` does."""
-        directives: list[Directive] = []
-        rivals = [seed for seed in state.seeds if seed.competes]
-        if self.done == 0 and state.step >= PLANTED:
-            self.done = 1
-            fitting = [c for c in state.candidates if c.slot == SLOT and c.macs_per_example > 0][::2][:4]
-            directives = [
-                Directive(
-                    operation=Operation.GERMINATE,
-                    slot=SLOT,
-                    blueprint=candidate.blueprint,
-                    plan=PLAN,
-                    explanation="a candidate",
-                )
-                for candidate in fitting
-            ]
-        elif rivals and all(seed.ready for seed in rivals):
-            best = max(rivals, key=lambda seed: seed.isolated_gain.mean if seed.isolated_gain else -9.0)
-            for seed in rivals:
-                operation = Operation.GRAFT if seed is best else Operation.CULL
-                directives.append(Directive(operation=operation, seed=seed.seed, explanation="decided"))
-        else:
-            young = [seed for seed in state.seeds if not seed.competes]
-            directives = [d for seed in young if (d := self._command(seed, state.step)) is not None]
-        return Decision(directives=tuple(directives), explanation="the script says so")
+STEPS = 80
 
 
 def run(steps: int = STEPS) -> Any:
@@ -180,6 +141,18 @@ def test_explain_and_report_tell_the_tournament(whole):
     page = render_report(entries)
     assert "won: let into the host" in page
     assert page.count('data-label="Gain behind the host"') == 4
+
+
+def test_a_replay_of_the_tournament_ends_with_the_same_weights(whole, tmp_path):
+    folder, recorder, _, _ = whole
+    trainer, comparison = replay_run(RunFolder(folder), tmp_path / "again")
+    trainer.run()
+    found = comparison.outcome()
+    assert found.equal, found
+    again = read_journal(found.folder / "journal.jsonl")
+    moves = [(e.step, e.event.seed, e.event.after) for e in again if isinstance(e.event, SeedChanged)]
+    recorded = [e for e in recorder.entries if isinstance(e.event, SeedChanged)]
+    assert moves == [(e.step, e.event.seed, e.event.after) for e in recorded]
 
 
 def test_rivals_that_overflow_together_lower_the_scale_once_and_keep_their_losses(tmp_path):
