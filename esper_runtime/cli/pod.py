@@ -1,11 +1,13 @@
 """`esper pod`: what the containers of a cluster run; the operator writes their environment and mounts."""
 
+import os
 from pathlib import Path
 
 import click
 
 from esper_runtime.cli.worker import work_off
 from esper_runtime.contracts import Role
+from esper_runtime.local.children import LISTEN_VARIABLE
 from esper_runtime.planning import IDLE_SECONDS
 
 _config = click.option(
@@ -74,10 +76,10 @@ _device = click.option(
 @_device
 def tezzeret(config: Path, idle: float, device: str) -> int:
     """Make kernels of blueprints until there is no more work."""
-    from esper_runtime.tezzeret import serve
-
     _settle(Role.TEZZERET, config)
-    return work_off(serve, None, _chosen(device), idle)
+    return work_off(
+        Role.TEZZERET, None, _chosen(device), idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE)
+    )
 
 
 @pod.command()
@@ -86,10 +88,10 @@ def tezzeret(config: Path, idle: float, device: str) -> int:
 @_device
 def urabrask(config: Path, idle: float, device: str) -> int:
     """Test kernels in a sandbox until there is no more work."""
-    from esper_runtime.urabrask import serve
-
     _settle(Role.URABRASK, config)
-    return work_off(serve, None, _chosen(device), idle)
+    return work_off(
+        Role.URABRASK, None, _chosen(device), idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE)
+    )
 
 
 def _settle(role: Role, config: Path) -> None:

@@ -50,7 +50,8 @@ def serve(bus: str | None, listen: str | None, concurrency: int) -> int:
     Nothing of a run is kept here. A run that gets no answer decides by itself and comes back later, so that
     this process may be stopped, killed and started again at any time.
     """
-    from esper_runtime.tamiyo.service import listen_address, serve
+    from esper_runtime.nissa import listen_address
+    from esper_runtime.tamiyo.service import serve
 
     address = bus_address(bus)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -15,7 +15,7 @@ from esper_runtime.cli.output import notice, output_option, print_json, table
 from esper_runtime.cli.records import run_data, runs_dir_option
 from esper_runtime.contracts import InputError, load_run, notices
 from esper_runtime.local import SUPERVISED, find_run
-from esper_runtime.nissa import count, duration, macs, read_journal, summarise
+from esper_runtime.nissa import count, duration, listen_address, macs, read_journal, summarise
 
 if TYPE_CHECKING:
     from esper_runtime.local import Plan
@@ -47,6 +47,7 @@ Exit codes: 0 done, 1 the run failed, 2 wrong input, 75 interrupted with a check
 )
 @click.option("--no-bus", is_flag=True, help="No message bus: nothing is sent, and nothing can be commanded.")
 @workers_option
+@click.option("--listen", metavar="HOST:PORT", help="The trainer serves GET /healthz and GET /metrics here.")
 @runs_dir_option
 @output_option
 def run(
@@ -57,6 +58,7 @@ def run(
     bus: str | None,
     no_bus: bool,
     workers: int | None,
+    listen: str | None,
     runs_dir: Path,
     output: str,
 ) -> int:
@@ -71,6 +73,7 @@ def run(
     """
     if plan and (compare or fresh):
         raise InputError("--plan trains nothing, so --compare and --fresh do not go with it")
+    address_to_listen_at = None if listen is None else listen_address(listen)
     described = load_run(manifest)
     if SUPERVISED not in os.environ:
         for line in notices(described):
@@ -93,7 +96,12 @@ def run(
             manifest,
             runs_dir,
             fresh=fresh,
-            options=(*(("--compare",) if compare else ()), "--output", output),
+            options=(
+                *(("--compare",) if compare else ()),
+                *(("--listen", listen) if listen else ()),
+                "--output",
+                output,
+            ),
             bus=None if no_bus else bus or "",
             forge_workers=workers,
             say=partial(_say, err=output == "json"),
@@ -105,7 +113,14 @@ def run(
     address = BusAddress.named(bus, "--bus") if bus and leads and not no_bus else None
     console = Display(stderr=True) if output == "json" else None
     code = run_manifest(
-        described, manifest, runs_dir, fresh=fresh, compare=compare, bus=address, console=console
+        described,
+        manifest,
+        runs_dir,
+        fresh=fresh,
+        compare=compare,
+        bus=address,
+        listen=address_to_listen_at,
+        console=console,
     )
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # The exit code says it all now; torchrun ends by SIGTERM who leaves later than the first.

@@ -1,13 +1,15 @@
 """`esper worker`: a process that makes kernels, or tests them, until it is told to end."""
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 
 import click
 
 from esper_runtime.cli.output import print_json
+from esper_runtime.contracts import Role
 
 
 @click.group()
@@ -47,6 +49,7 @@ _bus = click.option(
     metavar="FILE|URL",
     help="The library's bus: a file with the address for this role, or a URL; default: what ESPER_BUS names.",
 )
+_listen = click.option("--listen", metavar="HOST:PORT", help="Serve GET /healthz and GET /metrics here.")
 _device = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To work for."
 )
@@ -55,50 +58,65 @@ _device = click.option(
 @worker.command(epilog=_EPILOG.format("tezzeret"))
 @_bus
 @_device
-def tezzeret(bus: str | None, device: str) -> int:
+@_listen
+def tezzeret(bus: str | None, device: str, listen: str | None) -> int:
     """Make kernels of blueprints, for this machine's target."""
-    from esper_runtime.tezzeret import serve
-
-    return work_off(serve, bus, device)
+    return work_off(Role.TEZZERET, bus, device, listen=listen)
 
 
 @worker.command(epilog=_EPILOG.format("urabrask"))
 @_bus
 @_device
-def urabrask(bus: str | None, device: str) -> int:
+@_listen
+def urabrask(bus: str | None, device: str, listen: str | None) -> int:
     """Test kernels in a sandbox, and validate or reject them."""
-    from esper_runtime.urabrask import serve
-
-    return work_off(serve, bus, device)
+    return work_off(Role.URABRASK, bus, device, listen=listen)
 
 
 def work_off(
-    serve: Callable[..., Awaitable[object]],
+    role: Role,
     bus: str | None,
     device: str,
+    *,
     idle_seconds: float | None = None,
+    listen: str | None = None,
 ) -> int:
     """Run a worker in this process until it is told to end, or has been idle for ``idle_seconds``."""
     import torch
 
+    from esper_runtime import tezzeret, urabrask
     from esper_runtime.artifact import KeyRing, esper_home
     from esper_runtime.cli.tamiyo import bus_address
     from esper_runtime.kasmina.kernels import current_target
     from esper_runtime.local.parent import end_with_parent
+    from esper_runtime.nissa import Exposition, StatusServer, WorkerMetrics, listen_address
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     end_with_parent()
     torch.set_num_threads(1)
     address, keyring, target = bus_address(bus), KeyRing(esper_home()), current_target(device)
+    counts = tezzeret.Made() if role is Role.TEZZERET else urabrask.Judged()
 
-    async def work() -> object:
+    async def work() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        return await serve(address, keyring, target, stop=stop, idle_seconds=idle_seconds)
+        if isinstance(counts, tezzeret.Made):
+            await tezzeret.serve(address, keyring, target, stop=stop, idle_seconds=idle_seconds, done=counts)
+        else:
+            await urabrask.serve(
+                address, keyring, target, stop=stop, idle_seconds=idle_seconds, judged=counts
+            )
 
     click.echo(f"works for {target.name}", err=True)
-    click.echo(str(asyncio.run(work())), err=True)
+    with contextlib.ExitStack() as stack:
+        if listen is not None:
+            metrics = Exposition(WorkerMetrics(role.value, lambda: asdict(counts)))
+            status = StatusServer(*listen_address(listen), lambda: None, metrics.text)
+            stack.enter_context(status)
+            click.echo(f"listens at http://{status.host}:{status.port}", err=True)
+        asyncio.run(work())
+    click.echo(str(counts), err=True)
     return 0

@@ -19,6 +19,8 @@ SUPERVISED = "ESPER_SUPERVISED"
 """Set in the environment of what a supervisor starts: it holds the run's folder for them."""
 IN_POD = "pod"
 """Its value in a training pod."""
+LISTEN_VARIABLE = "ESPER_LISTEN"
+"""In a pod: HOST:PORT at which Prometheus may ask."""
 
 MOST_LOG = 1_000_000
 """Bytes of a log that outlives runs; twice as many are kept."""

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +32,16 @@ from esper_runtime.local.post import Post
 from esper_runtime.local.progress import Progress
 from esper_runtime.local.stop import StopSignals
 from esper_runtime.local.supervisor import end_helpers
-from esper_runtime.nissa import RunState, count, read_journal, render_report, summarise
+from esper_runtime.nissa import (
+    Exposition,
+    RunState,
+    StatusServer,
+    TrainingMetrics,
+    count,
+    read_journal,
+    render_report,
+    summarise,
+)
 from esper_runtime.oona import Bridge, BusAddress
 from esper_runtime.planning import EXIT_BUDGET
 from esper_runtime.tolaria import (
@@ -61,6 +71,7 @@ def run_manifest(
     fresh: bool = False,
     compare: bool = False,
     bus: BusAddress | None = None,
+    listen: tuple[str, int] | None = None,
     console: Console | None = None,
 ) -> int:
     """Train, resume, or leave alone what is complete; then compare if wanted, and write the report.
@@ -72,6 +83,7 @@ def run_manifest(
         fresh: move aside what an earlier run of that name left.
         compare: train plain models beside it afterwards.
         bus: which the run is on; None for none.
+        listen: host and port of ``/healthz`` and ``/metrics``; None for no such server.
         console: where progress goes; default: standard output.
 
     Returns:
@@ -101,7 +113,7 @@ def run_manifest(
             progress.say(f"the earlier run is kept in {folder.set_aside()}")
         try:
             with progress.shown(), connected(bus, run.metadata.name, folder.journal, progress.say) as bridge:
-                return _go(run, manifest, folder, directory, progress, signals, compare, bridge)
+                return _go(run, manifest, folder, directory, progress, signals, compare, bridge, listen)
         except PeerLostError as error:
             progress.say(str(error))
             return EXIT_PEER_LOST
@@ -146,7 +158,8 @@ def _follow(run: MorphogeneticRun, folder: RunFolder, directory: Path, signals: 
     trainer = Trainer(run, folder.path, directory=directory)
     signals.forward(trainer.request_stop)
     try:
-        result = trainer.run()
+        # In a pod, the other ranks have gone home when a run is complete: nobody would answer.
+        result = (trainer.complete_before() if _in_pod() else None) or trainer.run()
         return _interrupted(result) if result.outcome == "Interrupted" else EXIT_DONE
     except PeerLostError as error:
         print(error, file=sys.stderr)
@@ -181,6 +194,7 @@ def _go(
     signals: StopSignals,
     compare: bool,
     bridge: Bridge | None,
+    listen: tuple[str, int] | None,
 ) -> int:
     entries = read_journal(folder.journal) if folder.started else []
     if folder.started:
@@ -194,6 +208,9 @@ def _go(
     post = None if bridge is None else Post(bridge, run.metadata.name, folder.journal)
     library = library_link(run.metadata.name) if bridge is not None else None
     observer: Observer = progress if bridge is None else Both(progress, BusObserver(bridge, entries, library))
+    metrics = TrainingMetrics(entries, None if bridge is None else partial(_on_bus, bridge))
+    if listen is not None:
+        observer = Both(observer, metrics)
     logs = open_logs(run, folder.path, progress.say)
     trainer = Trainer(
         run,
@@ -205,13 +222,16 @@ def _go(
         library=library,
     )
     signals.forward(trainer.request_stop)
-    try:
+    with contextlib.ExitStack() as stack:
+        if logs is not None:
+            stack.callback(logs.close)
+        if listen is not None:
+            status = StatusServer(*listen, lambda: None, Exposition(metrics).text)
+            stack.enter_context(status)
+            progress.say(f"metrics at http://{status.host}:{status.port}/metrics")
         # In a pod, the other ranks have gone home when a run is complete: nobody would answer.
         result = (trainer.complete_before() if _in_pod() else None) or trainer.run()
         signals.saved()
-    finally:
-        if logs is not None:
-            logs.close()
     if result.outcome == "Interrupted":
         _write_report(folder)
         if not result.trained:
@@ -237,6 +257,11 @@ def _go(
     _write_report(folder)
     _tell_result(folder, progress)
     return EXIT_DONE
+
+
+def _on_bus(bridge: Bridge) -> tuple[bool, int]:
+    """Whether the bus is connected, and how many samples were dropped."""
+    return bridge.status().connected, bridge.counts().telemetry.dropped
 
 
 def _tell_result(folder: RunFolder, progress: Progress) -> None:

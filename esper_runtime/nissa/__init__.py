@@ -1,9 +1,11 @@
 """Nissa shows what a run did: it verifies the journal and tells it as a summary, an explanation and a report.
 
-Everything shown comes from the journal alone, so that it can be made again at any time. Imports no torch.
+Everything shown comes from the journal alone, so that it can be made again at any time; what Prometheus asks
+for comes from the processes as they run. Imports no torch.
 """
 
 from esper_runtime.nissa.explain import explain
+from esper_runtime.nissa.http import StatusServer, listen_address
 from esper_runtime.nissa.journal import (
     Finding,
     JournalScan,
@@ -12,14 +14,17 @@ from esper_runtime.nissa.journal import (
     scan_journal,
     verify_journal,
 )
+from esper_runtime.nissa.metrics import Exposition, TrainingMetrics, WorkerMetrics
 from esper_runtime.nissa.recording import BEFORE_START, Recording, completed, recording_of
 from esper_runtime.nissa.report import render_report
 from esper_runtime.nissa.steering import Held, held, in_words
 from esper_runtime.nissa.summary import RunState, RunSummary, summarise
+from esper_runtime.nissa.tally import Tally
 from esper_runtime.nissa.words import Metric, count, duration, macs
 
 __all__ = [
     "BEFORE_START",
+    "Exposition",
     "Finding",
     "Held",
     "JournalScan",
@@ -27,6 +32,10 @@ __all__ = [
     "Recording",
     "RunState",
     "RunSummary",
+    "StatusServer",
+    "Tally",
+    "TrainingMetrics",
+    "WorkerMetrics",
     "completed",
     "count",
     "duration",
@@ -34,6 +43,7 @@ __all__ = [
     "explain",
     "held",
     "in_words",
+    "listen_address",
     "macs",
     "read_journal",
     "recording_of",

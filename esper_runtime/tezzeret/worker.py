@@ -60,6 +60,7 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     idle_seconds: float | None = None,
+    done: Made | None = None,
 ) -> Made:
     """Work off the compile queue of a target until ``stop`` is set, or there is no more work.
 
@@ -74,6 +75,7 @@ async def serve(
         target: what this process makes kernels for (`esper_runtime.kasmina.kernels.current_target`).
         stop: ends the worker; an item in hand is handed back at once.
         idle_seconds: ends the worker that had nothing to do for so long; None: it waits for ever.
+        done: is kept up to date; also returned.
 
     Raises:
         BusError: the bus cannot be reached at the start, or has no library.
@@ -82,7 +84,7 @@ async def serve(
     stop = stop or asyncio.Event()
     keyring.ensure(Role.TEZZERET)
     client = await connect(address, "tezzeret", patience=30.0)
-    done = Made()
+    done = done or Made()
     try:
         with Builder() as builder, tempfile.TemporaryDirectory(prefix="esper-tezzeret-") as folder:
             worker = _Worker(Library(client, keyring.trust), keyring, builder, Path(folder), stop, done)

@@ -67,6 +67,7 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     idle_seconds: float | None = None,
+    judged: Judged | None = None,
 ) -> Judged:
     """Work off the evaluation queue of a target until ``stop`` is set, or there is no more work.
 
@@ -80,6 +81,7 @@ async def serve(
         target: what this process tests kernels for (`esper_runtime.kasmina.kernels.current_target`).
         stop: ends the worker after the item in hand.
         idle_seconds: ends the worker that had nothing to do for so long; None: it waits for ever.
+        judged: is kept up to date; also returned.
 
     Raises:
         BusError: the bus cannot be reached at the start.
@@ -88,7 +90,7 @@ async def serve(
     stop = stop or asyncio.Event()
     keyring.ensure(Role.URABRASK)
     client = await connect(address, "urabrask", patience=30.0)
-    judged = Judged()
+    judged = judged or Judged()
     try:
         with new_sandbox() as sandbox, tempfile.TemporaryDirectory(prefix="esper-urabrask-") as folder:
             worker = _Worker(

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun, load_run
-from esper_runtime.local.children import IN_POD, SUPERVISED, Child, esper_command, start_child
+from esper_runtime.local.children import (
+    IN_POD,
+    LISTEN_VARIABLE,
+    SUPERVISED,
+    Child,
+    esper_command,
+    start_child,
+)
 from esper_runtime.local.folder import FolderHeldError, RunFolder
 from esper_runtime.local.pod.container import settle
 from esper_runtime.local.pod.master import Master
@@ -164,7 +171,15 @@ class _Pod:
         }
         if self._run.spec.growth.controller.kind is ControllerKind.OFF:
             group[LIBRARY_VARIABLE] = ""
-        command = (*esper_command(), "run", str(self._manifest), "--runs-dir", str(self._folder.path.parent))
+        command: tuple[str, ...] = (
+            *esper_command(),
+            "run",
+            str(self._manifest),
+            "--runs-dir",
+            str(self._folder.path.parent),
+        )
+        if LISTEN_VARIABLE in os.environ:
+            command = (*command, "--listen", os.environ[LISTEN_VARIABLE])
         for local in range(ranks):
             rank = self._seat.index * workers.processes_per_worker + local
             environment = {**group, "RANK": str(rank), "LOCAL_RANK": str(local)}

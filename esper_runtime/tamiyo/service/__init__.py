@@ -5,7 +5,6 @@ because who only trains needs none of it.
 """
 
 from esper_runtime.tamiyo.service.decide import decide
-from esper_runtime.tamiyo.service.http import listen_address
 from esper_runtime.tamiyo.service.serve import serve
 
-__all__ = ["decide", "listen_address", "serve"]
+__all__ = ["decide", "serve"]

@@ -6,9 +6,9 @@ import logging
 import signal
 from collections.abc import Callable
 
+from esper_runtime.nissa import StatusServer
 from esper_runtime.oona import BusAddress
 from esper_runtime.tamiyo.service.answering import ControllerService
-from esper_runtime.tamiyo.service.http import StatusServer
 from esper_runtime.tamiyo.service.metrics import ServiceMetrics
 
 _log = logging.getLogger(__name__)
