@@ -158,8 +158,7 @@ def _follow(run: MorphogeneticRun, folder: RunFolder, directory: Path, signals: 
     trainer = Trainer(run, folder.path, directory=directory)
     signals.forward(trainer.request_stop)
     try:
-        # In a pod, the other ranks have gone home when a run is complete: nobody would answer.
-        result = (trainer.complete_before() if _in_pod() else None) or trainer.run()
+        result = trainer.run()
         return _interrupted(result) if result.outcome == "Interrupted" else EXIT_DONE
     except PeerLostError as error:
         print(error, file=sys.stderr)
