@@ -32,7 +32,7 @@ check: $(READY) ## format, lint, types, layers, generated files up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=operator $(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
 bench: $(READY_BENCH) ## the growth benchmark: all arms, tuned, with intervals (hours)

@@ -51,7 +51,11 @@ class Controller(ContractModel):
     """The controller and its settings."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("self.earliest <= self.latest", "'earliest' must not be after 'latest'"),
+        Rule(
+            # The API server checks the default, an empty mapping, before it fills in those below it.
+            "!has(self.earliest) || !has(self.latest) || self.earliest <= self.latest",
+            "'earliest' must not be after 'latest'",
+        ),
     )
 
     kind: ControllerKind = Field(

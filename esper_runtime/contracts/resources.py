@@ -169,6 +169,10 @@ class RunStatus(ContractModel):
     result: RunResult | None = Field(default=None, description="Once it has ended.")
     usage: RunUsage = Field(default=RunUsage(), description="What it has used.")
     attempt: Count = Field(default=0, description="Number of the Job that is or was the last one.")
+    started_at: Time | None = Field(default=None, description="When the first Job was made.")
+    identity: Short | None = Field(
+        default=None, description="Digest of host, task and random seed, which do not change."
+    )
 
 
 class BlueprintSpec(ContractModel):

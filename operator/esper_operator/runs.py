@@ -1,0 +1,392 @@
+"""The pass over one run: observe, plan, carry out, say. Killed anywhere, the next pass goes on from there."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from esper_operator.children import claim_of, job_of, network_policy_of, secret_of, service_of
+from esper_operator.credentials import Credentials, RunOnBus
+from esper_operator.kube import (
+    CLAIM,
+    EVENT,
+    JOB,
+    NETWORK_POLICY,
+    POD,
+    RUN,
+    SECRET,
+    SERVICE,
+    AlreadyThereError,
+    Kind,
+    Kube,
+    Object,
+    RefusedError,
+    UnavailableError,
+)
+from esper_operator.live import Live, Notice
+from esper_operator.names import UID_LABEL, RunKey, controller_of
+from esper_operator.observe import JobFacts, Read, read_manifest, run_seen
+from esper_operator.settings import Settings
+from esper_operator.status import Facts, parsed_status, status_of
+from esper_operator.store import Children, Store
+from esper_operator.trouble import Trouble, trouble_of_error, trouble_of_events, trouble_of_pods
+from esper_operator.writer import StatusWriter
+from esper_runtime.contracts import BusError
+from esper_runtime.planning import (
+    CreateAttempt,
+    CreateClaim,
+    CreateService,
+    DeleteJob,
+    DeleteRun,
+    RunAction,
+    RunPlan,
+    RunSeen,
+    Standing,
+    plan_run,
+)
+
+ROUNDS = 4
+"""How often one pass observes again after it has done something."""
+NO_PODS_SECONDS = 10.0
+"""A Job that has no pods for so long is asked why."""
+LOOK_AGAIN = 15.0
+"""Seconds until a run with trouble is looked at again though nothing happens."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _View:
+    """Everything that one look gave."""
+
+    run: Object
+    read: Read
+    children: Children
+    seen: RunSeen
+    plan: RunPlan
+    began_as: str
+    """Digest of what never changes, as the run began."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether host, task or random seed are others now, which CEL cannot see in all."""
+        return self.read.manifest is not None and self.read.identity != self.began_as
+
+
+class Runs:
+    """Carries out runs.
+
+    Args:
+        kube: the API.
+        store: what was seen last.
+        writer: of statuses.
+        credentials: of the pods.
+        settings: of the release.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        store: Store,
+        writer: StatusWriter,
+        credentials: Credentials,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._kube, self._store, self._writer = kube, store, writer
+        self._credentials, self._settings, self._clock = credentials, settings, clock
+        self._policies: set[str] = set()
+        self.lives: dict[RunKey, Live] = {}
+        """What runs say of themselves, by run; whoever hears them adds to it."""
+
+    def live(self, key: RunKey) -> Live | None:
+        """What a run says of itself, beginning with what its status says; None where there is no such run."""
+        run = self._store.run(key)
+        if run is None:
+            return None
+        if key not in self.lives:
+            self.lives[key] = Live.from_status(parsed_status(run))
+        return self.lives[key]
+
+    async def reconcile(self, key: RunKey) -> float | None:
+        """One pass.
+
+        Returns:
+            Seconds after which to look again though nothing happens; None for when something does.
+
+        Raises:
+            KubeError: the API server did not do something; the pass is to be made again.
+            BusError: the bus did not.
+        """
+        trouble: Trouble | None = None
+        rounds = 0
+        while True:
+            run = self._store.run(key)
+            if run is None:
+                self.lives.pop(key, None)
+                self._writer.forget(key)
+                return None
+            view = self._look(key, run)
+            if view.seen.deleting:
+                return None
+            if not view.plan.actions or _ends(view) or trouble is not None or rounds == ROUNDS:
+                break
+            rounds += 1
+            try:
+                await self._carry_out(key, view)
+            except _RefusalError as refusal:
+                trouble = refusal.trouble
+        trouble = trouble or await self._trouble(key, view)
+        self._say(key, view, trouble)
+        waits = [view.plan.look_again]
+        if trouble is not None or view.plan.standing is Standing.NAME_TAKEN or view.changed:
+            waits.append(LOOK_AGAIN)
+        elif view.plan.standing is Standing.PENDING:
+            waits.append(NO_PODS_SECONDS)
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _look(self, key: RunKey, run: Object) -> _View:
+        children = self._store.children(key)
+        read = read_manifest(run)
+        status = run.get("status") or {}
+        live = self.lives.get(key)
+        restarts = int((status.get("usage") or {}).get("restarts") or 0)
+        if live is not None and live.restarts is not None:
+            restarts = max(restarts, live.restarts)
+        seen = run_seen(
+            run,
+            read,
+            list(children.jobs.values()),
+            [pod for pod in children.pods.values() if pod.run_uid == run["metadata"]["uid"]],
+            service=children.service,
+            claim=children.claim,
+            restarts=restarts,
+            now=self._clock(),
+        )
+        plan = plan_run(seen)
+        own = [facts.identity for facts in children.jobs.values() if facts.seen.owner == seen.uid]
+        began_as = status.get("identity") or next((text for text in own if text), read.identity)
+        view = _View(run, read, children, seen, plan, str(began_as))
+        if view.changed and any(isinstance(action, CreateAttempt) for action in plan.actions):
+            return replace(view, plan=replace(plan, actions=(), standing=Standing.REFUSED))
+        return view
+
+    async def _carry_out(self, key: RunKey, view: _View) -> None:
+        for action in view.plan.actions:
+            _log.info("%s: %s", key, action)
+            await self._act(key, view, action)
+
+    async def _act(self, key: RunKey, view: _View, action: RunAction) -> None:
+        run, uid = view.run, view.seen.uid
+        match action:
+            case CreateService():
+                await self._create(key, SERVICE, service_of(run), uid)
+            case CreateClaim():
+                await self._create(key, CLAIM, claim_of(run, self._settings), uid)
+            case CreateAttempt(number):
+                await self._create_attempt(key, view, number)
+            case DeleteJob(name, job_uid):
+                left = await self._kube.delete(JOB, key.namespace, name, job_uid, "Foreground")
+                if left is None:
+                    self._store.remove(JOB, key.namespace, name, job_uid)
+                else:
+                    self._store.put(JOB, left)
+            case DeleteRun():
+                await self._kube.delete(RUN, key.namespace, key.name, uid, "Background")
+                self._store.remove(RUN, key.namespace, key.name, uid)
+
+    async def _create_attempt(self, key: RunKey, view: _View, number: int) -> None:
+        """Credentials and Job of an attempt, once the API itself has said that nothing stands against it.
+
+        What is known may be old; two trainers of one run must never be. The number of the attempt before is
+        on record before a Job is made, so that whoever reads the record knows every Job that there can be.
+        """
+        verified = await self._verified(key, view, number)
+        if verified is None:
+            return
+        run, manifest = verified.run, verified.read.manifest
+        assert manifest is not None
+        head = run["metadata"]
+        await self._ensure_policy(key.namespace)
+        try:
+            await self._credentials.prepare(key.namespace)
+            files = await self._credentials.files(RunOnBus(key.namespace, key.name, head["uid"]), number)
+        except BusError as error:
+            text = f"the bus cannot be prepared: {error}; the run starts once it is there"
+            raise _RefusalError(Trouble("BusUnavailable", text)) from error
+        await self._create(key, SECRET, secret_of(run, number, files), head["uid"])
+        job = job_of(run, manifest, number, verified.read.identity, self._settings)
+        await self._create(key, JOB, job, head["uid"])
+
+    async def _verified(self, key: RunKey, view: _View, number: int) -> _View | None:
+        """The view by what the API says now, where an attempt still follows from it."""
+        uid = view.seen.uid
+        run = await self._kube.get(RUN, key.namespace, key.name)
+        if run is None or run["metadata"]["uid"] != uid:
+            self._store.remove(RUN, key.namespace, key.name, uid)
+            if run is not None:
+                self._store.put(RUN, run)
+            return None
+        self._store.put(RUN, run)
+        labels = f"{UID_LABEL}={uid}"
+        for kind in (JOB, POD):
+            self._store.replace_of(key, kind, await self._kube.list(kind, key.namespace, labels))
+        now = self._look(key, self._store.run(key) or run)
+        if CreateAttempt(number) not in now.plan.actions:
+            return None
+        if int((run.get("status") or {}).get("attempt") or 0) < number - 1:
+            self._say(key, now, None, urgent=True)
+            await self._writer.write(key)
+            return None
+        return now
+
+    async def _create(self, key: RunKey, kind: Kind, body: Object, uid: str) -> None:
+        name = body["metadata"]["name"]
+        try:
+            made = await self._kube.create(kind, body)
+        except AlreadyThereError:
+            if kind is SECRET:
+                return  # of this very attempt, by its name; the operator may not read it
+            found = await self._kube.get(kind, key.namespace, name)
+            if found is None:
+                raise UnavailableError(f"{kind.name} {name}", 0, "Gone", "it was there and is gone") from None
+            self._store.put(kind, found, key)
+            if controller_of(found) != uid:
+                raise _RefusalError(_taken(kind, name)) from None
+            return
+        except RefusedError as error:
+            raise _RefusalError(trouble_of_error(f"{kind.name} {name}", error)) from error
+        if kind is not SECRET:
+            self._store.put(kind, made, key)
+
+    async def _ensure_policy(self, namespace: str) -> None:
+        if not self._settings.network_policies or namespace in self._policies:
+            return
+        with contextlib.suppress(AlreadyThereError):
+            await self._kube.create(NETWORK_POLICY, network_policy_of(namespace, self._settings))
+        self._policies.add(namespace)
+
+    async def _trouble(self, key: RunKey, view: _View) -> Trouble | None:
+        """What keeps the run from moving, as far as it can be seen."""
+        if view.plan.standing is Standing.NAME_TAKEN:
+            await self._look_at_names(key, view)
+            return None
+        if view.plan.standing not in (Standing.PENDING, Standing.RUNNING, Standing.STARTING):
+            return None
+        job = _current(view)
+        pods = [pod for pod in view.children.pods.values() if job is not None and pod.job == job.seen.uid]
+        found = trouble_of_pods(pods)
+        if found is not None or job is None or pods:
+            return found
+        if job.seen.active == 0 and view.seen.now - job.seen.created >= NO_PODS_SECONDS:
+            said = await self._kube.list(EVENT, key.namespace, fields=f"involvedObject.uid={job.seen.uid}")
+            events = sorted(said.items, key=lambda event: str(event.get("lastTimestamp") or ""))
+            warnings = [str(event.get("message", "")) for event in events if event.get("type") == "Warning"]
+            return trouble_of_events(warnings)
+        return None
+
+    async def _look_at_names(self, key: RunKey, view: _View) -> None:
+        """See whether what has the run's name is still there: no event tells of what is not Esper's."""
+        for job in view.seen.jobs:
+            if job.owner != view.seen.uid:
+                found = await self._kube.get(JOB, key.namespace, job.name)
+                if found is None or found["metadata"]["uid"] != job.uid:
+                    self._store.remove(JOB, key.namespace, job.name, job.uid)
+
+    def _say(self, key: RunKey, view: _View, trouble: Trouble | None, *, urgent: bool = False) -> None:
+        """Have the status written where it is not so already."""
+        live = self.lives.get(key)
+        refusal = None
+        if view.changed:
+            refusal = Trouble(
+                "Changed",
+                "spec.host, spec.task or spec.training.randomSeed is not what this run began with; put it "
+                "back, or make a new run under another name. What runs already goes on as it began",
+            )
+        elif trouble is not None and trouble.reason in _NOT_ACCEPTED:
+            refusal, trouble = trouble, None
+        facts = Facts(
+            view.run, view.read, view.seen, view.plan, _current(view), live, trouble, refusal, view.began_as
+        )
+        status = status_of(facts)
+        notices: list[Notice] = []
+        after = []
+        if live is not None:
+            notices, after = list(live.notices), list(live.after)
+            live.notices.clear()
+            live.after.clear()
+        before = view.run.get("status") or {}
+        if status == before and not notices and not after and not self._writer.is_waiting(key):
+            return
+        told = _transition(before, status)
+        self._writer.offer(
+            key,
+            view.seen.uid,
+            None if status == before else status,
+            urgent=urgent or _without_live(status) != _without_live(before),
+            notices=[*([told] if told is not None else []), *notices],
+            after=after,
+        )
+
+
+class _RefusalError(Exception):
+    """A child cannot be made as things are."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.message)
+        self.trouble = trouble
+
+
+_NOT_ACCEPTED = ("NameTaken", "Refused")
+_LIVE_FIELDS = ("progress", "parameters", "seeds", "seedsSummary", "adaptations", "checkpoint")
+
+
+def _ends(view: _View) -> bool:
+    """Whether the end is to be recorded before anything is removed, so that nothing starts anew after it."""
+    return view.seen.ended is None and view.plan.standing in (Standing.COMPLETE, Standing.FAILED)
+
+
+def _current(view: _View) -> JobFacts | None:
+    """The Job of the last attempt."""
+    own = [facts for facts in view.children.jobs.values() if facts.seen.owner == view.seen.uid]
+    return max(own, key=lambda facts: facts.seen.attempt, default=None)
+
+
+def _taken(kind: Kind, name: str) -> Trouble:
+    return Trouble(
+        "NameTaken",
+        f"the {kind.name} {name} belongs to somebody else; delete it, or give the run another name",
+    )
+
+
+def _without_live(status: Object) -> Object:
+    """A status without what only says how far the run is."""
+    rest = {name: value for name, value in status.items() if name not in _LIVE_FIELDS}
+    conditions = [
+        {name: value for name, value in condition.items() if name != "message"}
+        for condition in rest.get("conditions") or ()
+    ]
+    return rest | {"conditions": conditions}
+
+
+def _transition(before: Object, after: Object) -> Notice | None:
+    """The event of a change of phase, or of a new trouble."""
+    old = {item["type"]: item for item in before.get("conditions") or ()}
+    changed = [
+        item
+        for item in after["conditions"]
+        if (item["status"], item["reason"])
+        != (old.get(item["type"], {}).get("status"), old.get(item["type"], {}).get("reason"))
+    ]
+    for kind in ("Failed", "Complete", "Degraded", "Accepted", "Suspended", "Running", "QuotaReserved"):
+        for item in changed:
+            mended = kind == "Degraded" and item["status"] == "False"
+            if item["type"] != kind or mended or item["status"] == "Unknown":
+                continue
+            bad = kind in ("Failed", "Degraded") or (kind == "Accepted" and item["status"] == "False")
+            text = item.get("message") or f"{kind}: {item['status']}"
+            identity = f"{kind}-{item['status']}-{item['lastTransitionTime']}-{after.get('attempt', 0)}"
+            return Notice(identity, item["reason"], text, bad)
+    return None

@@ -1,0 +1,158 @@
+"""What the release tells the operator: environment variables that the chart sets, each with a flag."""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from esper_runtime.contracts import InputError
+
+PREFIX = "ESPER_OPERATOR_"
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_LINK = re.compile(r"(SERVICE|PORT)(_.*)?")
+"""What Kubernetes itself sets in pods beside a Service of the operator's name."""
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one release.
+
+    Attributes:
+        namespace: of the release.
+        watch: namespaces whose runs are carried out; empty: all.
+        image: that trains, where a run names none.
+        image_cuda: that trains runs which ask for NVIDIA GPUs; empty: the same.
+        pull_secrets: Secrets in the run's namespace that images are pulled with.
+        nats_url: of the bus, as pods reach it.
+        nats_deployed: whether the release brings the bus and the operator makes its keys.
+        pools: target pools of the workers, as the chart gives them.
+        priority_training: PriorityClass of training pods; empty: none.
+        priority_workers: PriorityClass of workers; empty: none.
+        storage_class: of the claims of runs; empty: the cluster's default.
+        claim_size: of the claims of runs.
+        network_policies: whether training pods may reach only the bus, DNS and what is outside the cluster.
+        status_writes: of all runs together, a second.
+        health_port: of health and metrics.
+        identity: of this process, in the Lease.
+    """
+
+    namespace: str = "esper"
+    watch: tuple[str, ...] = ()
+    image: str = "esper-runtime:latest"
+    image_cuda: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    nats_url: str = "tls://esper-nats.esper.svc:4222"
+    nats_deployed: bool = True
+    pools: tuple[Mapping[str, Any], ...] = ()
+    priority_training: str = ""
+    priority_workers: str = ""
+    storage_class: str = ""
+    claim_size: str = "10Gi"
+    network_policies: bool = False
+    status_writes: int = 20
+    health_port: int = 8080
+    identity: str = "esper-operator"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """The settings in the variables ``ESPER_OPERATOR_...``; what is not set has its default.
+
+        Raises:
+            InputError: a variable is unknown or has no meaning; the text says which and what is allowed.
+        """
+        given = dict(os.environ if environment is None else environment)
+        ours = {name.removeprefix(PREFIX): text for name, text in given.items() if name.startswith(PREFIX)}
+        unknown = sorted(name for name in set(ours) - set(READERS) if not _LINK.fullmatch(name))
+        if unknown:
+            known = ", ".join(f"{PREFIX}{name}" for name in sorted(READERS))
+            raise InputError(f"{PREFIX}{unknown[0]}: no such setting; settings are {known}")
+        values: dict[str, Any] = {"identity": f"{socket.gethostname()}-{os.getpid()}"}
+        namespace = ours.get("NAMESPACE", cls.namespace)
+        values["nats_url"] = f"tls://esper-nats.{namespace}.svc:4222"
+        for name in set(ours) & set(READERS):
+            text = ours[name]
+            try:
+                values[name.lower()] = READERS[name](text)
+            except ValueError as error:
+                raise InputError(f"{PREFIX}{name}: given {text!r}; allowed: {error}") from None
+        return cls(**values)
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _image(text: str) -> str:
+    if not text or re.search(r"\s", text):
+        raise ValueError("an image reference without spaces")
+    return text
+
+
+def _namespace(text: str) -> str:
+    if _NAME.fullmatch(text) is None:
+        raise ValueError("the name of a namespace")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not all(re.fullmatch(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", name) for name in names):
+        raise ValueError("names of Kubernetes objects, separated by commas; empty for none")
+    return names
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
+def _number(low: int, high: int) -> Any:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _size(text: str) -> str:
+    if _QUANTITY.fullmatch(text) is None:
+        raise ValueError("a Kubernetes quantity such as 10Gi")
+    return text
+
+
+def _pools(text: str) -> tuple[Mapping[str, Any], ...]:
+    try:
+        pools = json.loads(text or "[]")
+    except ValueError:
+        pools = None
+    if not isinstance(pools, list) or not all(isinstance(pool, dict) for pool in pools):
+        raise ValueError("a JSON list of mappings, one for each pool")
+    return tuple(pools)
+
+
+READERS: dict[str, Any] = {
+    "NAMESPACE": _namespace,
+    "WATCH": _names,
+    "IMAGE": _image,
+    "IMAGE_CUDA": _text,
+    "PULL_SECRETS": _names,
+    "NATS_URL": _text,
+    "NATS_DEPLOYED": _truth,
+    "POOLS": _pools,
+    "PRIORITY_TRAINING": _text,
+    "PRIORITY_WORKERS": _text,
+    "STORAGE_CLASS": _text,
+    "CLAIM_SIZE": _size,
+    "NETWORK_POLICIES": _truth,
+    "STATUS_WRITES": _number(1, 1000),
+    "HEALTH_PORT": _number(1, 65535),
+    "IDENTITY": _text,
+}
+"""How each setting is read from text, by the name of its variable without the prefix."""

@@ -1,0 +1,223 @@
+"""Writes statuses: the last value of each run, not more than so many a second in all, then their events."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from esper_operator.kube import (
+    EVENT,
+    RUN,
+    AlreadyThereError,
+    ConflictError,
+    Kube,
+    KubeError,
+    NotThereError,
+    Object,
+    RefusedError,
+)
+from esper_operator.live import Notice
+from esper_operator.names import RunKey, short_uid
+from esper_operator.observe import rfc3339
+
+LIVE_SPACING = 2.0
+"""Seconds between two writes of a run that say only how far it is."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Waiting:
+    """A status that is to be written.
+
+    Attributes:
+        uid: of the run that it is meant for.
+        status: the whole of it; None where it is written already.
+        urgent: whether it says more than how far the run is.
+        notices: events to post once it is written.
+        after: what to do once it is written.
+        since: when the run began to wait, by the clock of this process.
+    """
+
+    uid: str
+    status: Object | None
+    urgent: bool
+    notices: list[Notice] = field(default_factory=list)
+    after: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+
+class StatusWriter:
+    """The last status of each run that waits to be written.
+
+    Args:
+        kube: the API.
+        per_second: writes in any second, at most.
+        on_written: called with the run's resource as the API server has it then.
+    """
+
+    def __init__(self, kube: Kube, per_second: int, on_written: Callable[[RunKey, Object], None]) -> None:
+        self._kube, self._per_second, self._on_written = kube, per_second, on_written
+        self._waiting: dict[RunKey, Waiting] = {}
+        self._writing: dict[RunKey, Waiting] = {}
+        self._last: dict[RunKey, float] = {}
+        self._times: deque[float] = deque(maxlen=per_second)
+        self._wake = asyncio.Event()
+        self.written = 0
+        """How many statuses were written."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def offer(
+        self,
+        key: RunKey,
+        uid: str,
+        status: Object | None,
+        *,
+        urgent: bool,
+        notices: Sequence[Notice] = (),
+        after: Sequence[Callable[[], Awaitable[None]]] = (),
+    ) -> None:
+        """Have a status written; it takes the place of one of this run that still waits."""
+        new = Waiting(uid, status, urgent, list(notices), list(after))
+        now = self._writing.get(key)
+        if now is not None and (now.uid, now.status) == (uid, status):
+            new.status = None
+            new.notices = [notice for notice in new.notices if notice not in now.notices]
+            if not new.notices and not new.after:
+                return
+        old = self._waiting.get(key)
+        if old is not None and old.uid == uid:
+            new.urgent = urgent or old.urgent
+            new.notices = old.notices + [item for item in new.notices if item not in old.notices]
+            new.after = old.after + new.after
+            new.since = old.since
+        self._waiting[key] = new
+        self._wake.set()
+
+    def is_waiting(self, key: RunKey) -> bool:
+        """Whether something of a run is still to be written or posted."""
+        return key in self._waiting
+
+    def forget(self, key: RunKey) -> None:
+        """The run is gone."""
+        self._waiting.pop(key, None)
+        self._last.pop(key, None)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            key = self._next(time.monotonic())
+            if key is None:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), 0.25 if self._waiting else None)
+                continue
+            if self._waiting[key].status is not None:
+                await self._keep_rate()
+            await self._write_safely(key)
+
+    async def drain(self) -> None:
+        """Write all that waits, whatever the rate.
+
+        Raises:
+            KubeError: the API server does not take one; the others still wait.
+        """
+        while self._waiting:
+            await self.write(next(iter(self._waiting)))
+
+    async def write(self, key: RunKey) -> None:
+        """Write the status of a run that waits, and post its events.
+
+        Raises:
+            KubeError: the API server does not take it; it waits again.
+        """
+        waiting = self._waiting.pop(key)
+        self._writing[key] = waiting
+        try:
+            if waiting.status is not None and not await self._apply(key, waiting.uid, waiting.status):
+                return
+        except BaseException:
+            self._waiting.setdefault(key, waiting)
+            raise
+        finally:
+            del self._writing[key]
+        for notice in waiting.notices:
+            await self._post(key, waiting.uid, notice)
+        for step in waiting.after:
+            await step()
+
+    async def _apply(self, key: RunKey, uid: str, status: Object) -> bool:
+        head = {"name": key.name, "namespace": key.namespace, "uid": uid}
+        try:
+            answer = await self._kube.apply_status(RUN, {"metadata": head, "status": status})
+        except (NotThereError, ConflictError):
+            return False  # the run is gone, or another one has its name
+        self.written += 1
+        self._last[key] = time.monotonic()
+        self._on_written(key, answer)
+        return True
+
+    def _next(self, now: float) -> RunKey | None:
+        """What is urgent comes first, then what has waited for longest."""
+        best: tuple[bool, float] | None = None
+        chosen = None
+        for key, waiting in self._waiting.items():
+            if not waiting.urgent and now - self._last.get(key, 0.0) < LIVE_SPACING:
+                continue
+            rank = (not waiting.urgent, waiting.since)
+            if best is None or rank < best:
+                best, chosen = rank, key
+        return chosen
+
+    async def _keep_rate(self) -> None:
+        if len(self._times) == self._per_second:
+            wait = self._times[0] + 1.0 - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+        self._times.append(time.monotonic())
+
+    async def _write_safely(self, key: RunKey) -> None:
+        if key not in self._waiting:
+            return
+        try:
+            await self.write(key)
+        except RefusedError as error:
+            self._waiting.pop(key, None)
+            _log.error("%s: the API server refuses its status: %s", key, error)
+        except KubeError as error:
+            _log.warning("%s: its status is written later: %s", key, error)
+            await asyncio.sleep(1.0)
+
+    async def _post(self, key: RunKey, uid: str, notice: Notice) -> None:
+        digest = hashlib.sha256(f"{uid}/{notice.identity}/{notice.reason}".encode()).hexdigest()[:10]
+        now = rfc3339(time.time())
+        body: Object = {
+            "metadata": {"name": f"{key.name}.{short_uid(uid)}-{digest}", "namespace": key.namespace},
+            "involvedObject": {
+                "apiVersion": RUN.version,
+                "kind": RUN.name,
+                "namespace": key.namespace,
+                "name": key.name,
+                "uid": uid,
+            },
+            "reason": notice.reason,
+            "message": notice.message[:1000],
+            "type": "Warning" if notice.warning else "Normal",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": "esper-operator"},
+            "reportingComponent": "esper-operator",
+        }
+        try:
+            await self._kube.create(EVENT, body)
+        except AlreadyThereError:
+            pass
+        except KubeError as error:
+            _log.warning("%s: an event could not be posted: %s", key, error)

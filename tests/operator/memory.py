@@ -1,0 +1,305 @@
+"""An API server in memory: names, uids, versions, owners, foreground deletion, faults at chosen calls.
+
+It plays what the operator relies on. The Job controller and the garbage collector are steps of their own, so
+that a test can put anything between them.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from esper_operator import kube
+from esper_operator.kube import (
+    JOB,
+    POD,
+    AlreadyThereError,
+    ConflictError,
+    Kind,
+    Listed,
+    NotThereError,
+    Object,
+    Propagation,
+    UnavailableError,
+)
+
+Objects: TypeAlias = list[Object]
+
+START = "2026-01-01T00:00:00Z"
+
+
+class Killed(BaseException):
+    """The operator's process ends here."""
+
+
+@dataclass
+class Fault:
+    """What happens at a call: before it is carried out, or after, when the answer is lost."""
+
+    error: BaseException
+    after: bool = False
+
+
+@dataclass
+class Call:
+    """One call that was made."""
+
+    verb: str
+    kind: str
+    name: str
+
+    @property
+    def writes(self) -> bool:
+        return self.verb not in ("get", "list")
+
+
+Calls: TypeAlias = list[Call]
+
+
+@dataclass
+class Cluster:
+    """Objects by kind, namespace and name."""
+
+    objects: dict[tuple[str, str, str], Object] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    faults: dict[int, Fault] = field(default_factory=dict)
+    listeners: list[Callable[[str, str, Object], None]] = field(default_factory=list)
+    refuse: Callable[[str, Kind, Object], BaseException | None] | None = None
+    made: list[tuple[str, str, str]] = field(default_factory=list)
+    """Kind, name and owner's uid of all that was ever created."""
+    trainers: int = 0
+    most_trainers: int = 0
+
+    def __post_init__(self) -> None:
+        self._versions = itertools.count(1)
+        self._uids = itertools.count(1)
+
+    # The verbs of `Kube`.
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        with self._call("get", kind, name):
+            return copy.deepcopy(self.objects.get((kind.name, namespace, name)))
+
+    async def list(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> Listed:
+        with self._call("list", kind, ""):
+            wanted = dict(part.split("=") for part in labels.split(",") if part)
+            found = [
+                body
+                for (name, space, _), body in self.objects.items()
+                if name == kind.name and namespace in (None, space) and _has(body, wanted)
+            ]
+            if fields:
+                uid = fields.partition("=")[2]
+                found = [body for body in found if body.get("involvedObject", {}).get("uid") == uid]
+            return Listed(copy.deepcopy(found), str(next(self._versions)))
+
+    async def create(self, kind: Kind, body: Object) -> Object:
+        with self._call("create", kind, body["metadata"]["name"], body):
+            return copy.deepcopy(self.add(kind, body))
+
+    async def apply(self, kind: Kind, body: Object) -> Object:
+        with self._call("apply", kind, body["metadata"]["name"], body):
+            place = (kind.name, body["metadata"]["namespace"], body["metadata"]["name"])
+            if place not in self.objects:
+                return copy.deepcopy(self.add(kind, body))
+            old = self.objects[place]
+            return self._changed(kind, {**old, "spec": copy.deepcopy(body.get("spec"))})
+
+    async def apply_status(self, kind: Kind, body: Object) -> Object:
+        with self._call("apply_status", kind, body["metadata"]["name"], body):
+            head = body["metadata"]
+            old = self.objects.get((kind.name, head["namespace"], head["name"]))
+            if old is None:
+                raise NotThereError("apply", 404, "NotFound", head["name"])
+            if head.get("uid") not in (None, old["metadata"]["uid"]):
+                raise ConflictError("apply", 409, "Conflict", "another uid")
+            if old.get("status") == body["status"]:
+                return copy.deepcopy(old)
+            return self._changed(kind, {**old, "status": copy.deepcopy(body["status"])})
+
+    async def replace(self, kind: Kind, body: Object) -> Object:
+        with self._call("replace", kind, body["metadata"]["name"], body):
+            head = body["metadata"]
+            old = self.objects.get((kind.name, head["namespace"], head["name"]))
+            if old is None:
+                raise NotThereError("replace", 404, "NotFound", head["name"])
+            if old["metadata"]["resourceVersion"] != head.get("resourceVersion"):
+                raise ConflictError("replace", 409, "Conflict", "another version")
+            return self._changed(kind, copy.deepcopy(body))
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str, propagation: Propagation
+    ) -> Object | None:
+        with self._call("delete", kind, name):
+            body = self.objects.get((kind.name, namespace, name))
+            if body is None or body["metadata"]["uid"] != uid:
+                return None
+            return self.remove(kind, namespace, name, propagation)
+
+    # What people, controllers and the tests do.
+
+    def add(self, kind: Kind, body: Object) -> Object:
+        head = copy.deepcopy(body["metadata"])
+        place = (kind.name, head["namespace"], head["name"])
+        if place in self.objects:
+            raise AlreadyThereError("create", 409, "AlreadyExists", head["name"])
+        head |= {
+            "uid": f"{next(self._uids):08x}-0000",
+            "resourceVersion": str(next(self._versions)),
+            "creationTimestamp": START,
+            "generation": 1,
+        }
+        made = {"apiVersion": kind.version, "kind": kind.name, **copy.deepcopy(body), "metadata": head}
+        self.objects[place] = made
+        owners = [owner["uid"] for owner in head.get("ownerReferences", ()) if owner.get("controller")]
+        self.made.append((kind.name, head["name"], owners[0] if owners else ""))
+        self._tell("ADDED", kind, made)
+        return made
+
+    def change(self, kind: Kind, name: str, namespace: str = "team", **parts: Any) -> Object:
+        """Replace parts of an object; a changed spec counts as a new generation."""
+        old = self.objects[kind.name, namespace, name]
+        new = {**old, **copy.deepcopy(parts)}
+        if new.get("spec") != old.get("spec"):
+            new["metadata"] = {**new["metadata"], "generation": old["metadata"]["generation"] + 1}
+        return self._changed(kind, new)
+
+    def remove(
+        self, kind: Kind, namespace: str, name: str, propagation: Propagation = "Background"
+    ) -> Object | None:
+        body = self.objects[kind.name, namespace, name]
+        if propagation == "Foreground" and kind is JOB:
+            if body["metadata"].get("deletionTimestamp"):
+                return copy.deepcopy(body)
+            return self._changed(kind, {**body, "metadata": {**body["metadata"], "deletionTimestamp": START}})
+        del self.objects[kind.name, namespace, name]
+        gone = copy.deepcopy(body)
+        gone["metadata"]["resourceVersion"] = str(next(self._versions))
+        self._tell("DELETED", kind, gone)
+        return None
+
+    def of(self, kind: Kind) -> Objects:
+        """All objects of a kind."""
+        return [body for (name, _, _), body in self.objects.items() if name == kind.name]
+
+    def one(self, kind: Kind, name: str, namespace: str = "team") -> Object:
+        """An object."""
+        return self.objects[kind.name, namespace, name]
+
+    def run_jobs(self, *, end: str | None = None, failed: int = 0) -> None:
+        """The Job controller and the kubelet: pods of Jobs that may run are there and ready.
+
+        Args:
+            end: a condition that all Jobs with ready pods get.
+            failed: pods that have failed and count.
+        """
+        for job in list(self.of(JOB)):
+            head, spec = job["metadata"], job["spec"]
+            if (
+                head.get("deletionTimestamp")
+                or spec.get("suspend")
+                or job.get("status", {}).get("conditions")
+            ):
+                continue
+            names = [f"{head['name']}-{index}-x" for index in range(spec["parallelism"])]
+            for name in names:
+                if ("Pod", head["namespace"], name) not in self.objects:
+                    template = copy.deepcopy(spec["template"])
+                    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": head["name"]}
+                    template["metadata"] |= {
+                        "name": name,
+                        "namespace": head["namespace"],
+                        "ownerReferences": [{**owner, "uid": head["uid"], "controller": True}],
+                    }
+                    self.add(POD, {**template, "status": {"phase": "Running"}})
+            self._count_trainers()
+            status = {"active": len(names), "ready": len(names), "failed": failed}
+            if end is not None:
+                status = {"failed": failed, "conditions": [{"type": end, "status": "True", "reason": "R"}]}
+            self.change(JOB, head["name"], head["namespace"], status=status)
+
+    def collect(self) -> None:
+        """The garbage collector: what lost its owner goes, and a Job that is deleted after its pods."""
+        for _ in range(4):
+            living = {body["metadata"]["uid"] for body in self.objects.values()}
+            deleting = {
+                body["metadata"]["uid"] for body in self.of(JOB) if body["metadata"].get("deletionTimestamp")
+            }
+            for (kind, space, name), body in list(self.objects.items()):
+                owners = [owner["uid"] for owner in body["metadata"].get("ownerReferences", ())]
+                orphaned = owners and not any(uid in living for uid in owners)
+                if (orphaned or any(uid in deleting for uid in owners)) and (
+                    kind,
+                    space,
+                    name,
+                ) in self.objects:
+                    del self.objects[kind, space, name]
+                    gone = copy.deepcopy(body)
+                    gone["metadata"]["resourceVersion"] = str(next(self._versions))
+                    self._tell("DELETED", _KINDS.get(kind), gone)
+            for job in list(self.of(JOB)):
+                uid = job["metadata"]["uid"]
+                mine = [pod for pod in self.of(POD) if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
+                if job["metadata"].get("deletionTimestamp") and not mine:
+                    self.remove(JOB, job["metadata"]["namespace"], job["metadata"]["name"])
+
+    def writes(self) -> "Calls":
+        """The calls that write."""
+        return [call for call in self.calls if call.writes]
+
+    def _count_trainers(self) -> None:
+        """How many Jobs of one run have living pods at a time, at most."""
+        alive: dict[str, set[str]] = {}
+        for pod in self.of(POD):
+            labels = pod["metadata"]["labels"]
+            owner = pod["metadata"]["ownerReferences"][0]["uid"]
+            alive.setdefault(labels["esper.dev/run-uid"], set()).add(owner)
+        self.most_trainers = max([self.most_trainers, *(len(owners) for owners in alive.values())])
+
+    def _changed(self, kind: Kind, body: Object) -> Object:
+        body = copy.deepcopy(body)
+        body["metadata"]["resourceVersion"] = str(next(self._versions))
+        self.objects[kind.name, body["metadata"]["namespace"], body["metadata"]["name"]] = body
+        self._tell("MODIFIED", kind, body)
+        return copy.deepcopy(body)
+
+    def _tell(self, what: str, kind: Kind | None, body: Object) -> None:
+        if kind is not None:
+            for listener in self.listeners:
+                listener(what, kind.name, copy.deepcopy(body))
+
+    def _call(self, verb: str, kind: Kind, name: str, body: Object | None = None) -> "_Calling":
+        self.calls.append(Call(verb, kind.name, name))
+        refused = None if self.refuse is None or body is None else self.refuse(verb, kind, body)
+        if refused is not None:
+            raise refused
+        return _Calling(self.faults.get(len(self.calls)))
+
+
+class _Calling:
+    """A call with its fault."""
+
+    def __init__(self, fault: Fault | None) -> None:
+        self._fault = fault
+
+    def __enter__(self) -> None:
+        if self._fault is not None and not self._fault.after:
+            raise self._fault.error
+
+    def __exit__(self, *_: object) -> None:
+        if self._fault is not None and self._fault.after:
+            raise self._fault.error
+
+
+def lost() -> UnavailableError:
+    """A call without an answer."""
+    return UnavailableError("call", 0, "Timeout", "no answer")
+
+
+def _has(body: Object, wanted: dict[str, str]) -> bool:
+    labels = body["metadata"].get("labels") or {}
+    return all(labels.get(name) == value for name, value in wanted.items())
+
+
+_KINDS = {kind.name: kind for kind in vars(kube).values() if isinstance(kind, Kind)}
