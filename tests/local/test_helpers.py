@@ -1,11 +1,13 @@
 """The bus and the controller service are kept running, and nobody waits for them."""
 
 import json
+import socket
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed import TCPStore
 
 from esper_runtime.contracts import BusError
 from esper_runtime.local.children import Port
@@ -61,6 +63,18 @@ def test_a_server_that_is_given_up_while_it_starts_says_so(tmp_path: Path) -> No
     with pytest.raises(BusError, match="given up before it was ready"):
         server.start()
     assert not server.is_alive()
+
+
+def test_the_first_rank_listens_at_the_port_that_was_kept_for_it_and_nobody_else_gets_it() -> None:
+    port = Port()
+    try:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port.number))
+        store = TCPStore("127.0.0.1", port.number, 1, is_master=True, wait_for_workers=False)
+        store.set("said", "by rank 0")
+        assert store.get("said") == b"by rank 0"
+    finally:
+        port.close()
 
 
 def test_a_bus_starts_at_the_port_that_was_kept_for_it_and_again_after_its_end(tmp_path: Path) -> None:
