@@ -1,7 +1,7 @@
 """One rank of a distributed run as a process of its own, and what starts a group of them.
 
-``python -m tests.tolaria.ranks FOLDER SETTINGS`` trains; SETTINGS is JSON. Each rank leaves in FOLDER.rankN
-what it saw: losses by step, and after every structural change a digest of all weights.
+Each rank leaves in FOLDER.rankN what it saw: losses by step, and after every structural change a digest of
+all weights.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from torch import nn
 from esper_runtime.contracts import JournalEntry, PeerLostError, SeedChanged
 from esper_runtime.tolaria import Trainer
 from esper_runtime.tolaria.loop import Loop
+from tests.tolaria.forks import Fork, Process
 from tests.tolaria.runs import IMMEDIATE, ISOLATED, Poisoned, Script, digits, manifest
+from tests.tolaria.tournaments import SMALL, Tournament
 
 PLANTS = {"immediate": IMMEDIATE, "isolated": ISOLATED}
+TOO_LARGE = 2.0**24
+"""A scale of losses at which Float16 overflows."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -46,11 +51,12 @@ def run_of(settings: dict[str, Any]) -> Any:
             "validation": {"everySteps": 10},
             **({"optimizer": settings["optimizer"]} if "optimizer" in settings else {}),
             "device": settings.get("device", "cpu"),
+            "batchSize": settings.get("batch", 32),
+            "precision": settings.get("precision", "Float32"),
             **training,
         },
         growth={
-            "controller": {"everySteps": 5},
-            "budget": {"parameters": "4x"},
+            **SMALL,
             "blueprints": {"exclude": settings.get("exclude", [])},
         },
         checkpoint={"everySteps": settings.get("checkpoint", 20), "keep": 3},
@@ -64,12 +70,16 @@ class Witness:
         self.path, self.rank = path, rank
         self.die_at = settings.get("die", {}).get(str(rank))
         self.term_at = settings.get("term", {}).get(str(rank))
+        self.overflow_at = settings.get("overflow")
         self.trainer: Trainer | None = None
         self.file = path.open("a")
 
     def on_step(self, step: int, loss: float) -> None:
         """Note the loss; end where told."""
-        self.note({"step": step, "loss": loss})
+        learner = self.trainer._loop.parts.learner  # type: ignore[union-attr]
+        self.note({"step": step, "loss": loss, "scales": learner.scales()})
+        if step == self.overflow_at:
+            learner.set_scales([TOO_LARGE, 0, TOO_LARGE])
         if step == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == self.term_at:
@@ -117,13 +127,9 @@ def main(folder: Path, settings: dict[str, Any]) -> int:
             return losses * float("nan") if bool((batch["number"] == settings["poison"]).any()) else losses
 
         task = Poisoned(digits(), poison)
-    trainer = Trainer(
-        run_of(settings),
-        folder,
-        witness,
-        task=task,
-        controller=Script(*plants, cull=tuple(settings.get("cull", ()))),
-    )
+    script = Tournament() if settings.get("tournament") else Script(*plants, cull=settings.get("cull", ()))
+    trainer = Trainer(run_of(settings), folder, witness, task=task, controller=script)
+    witness.trainer = trainer
     signal.signal(signal.SIGTERM, lambda *_: trainer.request_stop("SIGTERM"))
     try:
         return 75 if trainer.run().outcome == "Interrupted" else 0
@@ -139,29 +145,34 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(command: list[str], ranks: int = 2, **environment: str) -> list[subprocess.Popen[str]]:
-    """Start a group of processes."""
-    port = str(free_port())
-    common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def start(command: list[str], ranks: int = 2, **environment: str) -> list[Process]:
+    """Start a group of processes with a command for the interpreter."""
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
+            env={**own, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
         )
-        for rank in range(ranks)
+        for own in environments(ranks)
     ]
 
 
-def group(folder: Path, settings: dict[str, Any]) -> list[subprocess.Popen[str]]:
+def environments(ranks: int) -> list[dict[str, str]]:
+    """The environment of each rank of a new group."""
+    port = str(free_port())
+    common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def group(folder: Path, settings: dict[str, Any]) -> list[Process]:
     """Start the ranks of a run."""
-    return start(["-m", "tests.tolaria.ranks", str(folder), json.dumps(settings)], settings.get("ranks", 2))
+    return [Fork(main, (folder, settings), own) for own in environments(settings.get("ranks", 2))]
 
 
-def ends(processes: list[subprocess.Popen[str]], seconds: float = 180) -> tuple[list[int], list[str], float]:
+def ends(processes: Sequence[Process], seconds: float = 180) -> tuple[list[int], list[str], float]:
     """Exit codes and errors of a group, and the seconds from the first end to the last."""
     times: dict[int, float] = {}
     deadline = time.monotonic() + seconds
@@ -185,10 +196,7 @@ def seen(folder: Path, rank: int) -> dict[str, Any]:
     lines = [json.loads(line) for line in folder.with_name(f"{folder.name}.rank{rank}").open()]
     return {
         "losses": {line["step"]: line["loss"] for line in lines if "step" in line},
+        "scales": {line["step"]: line["scales"] for line in lines if "step" in line},
         "life": [(line["at"], line["seed"], line["after"]) for line in lines if "at" in line],
         "weights": [(line["changed"], line["weights"]) for line in lines if "changed" in line],
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

@@ -27,7 +27,7 @@ from esper_runtime.tolaria import WEIGHTS, BatchOrder
 from esper_runtime.tolaria.agreement import average_gradients
 from esper_runtime.tolaria.feed import Feed
 from esper_runtime.tolaria.group import Alone, join
-from tests.tolaria.ranks import ROOT, ends, free_port, group, seen, start
+from tests.tolaria.ranks import ROOT, TOO_LARGE, ends, free_port, group, seen, start
 from tests.tolaria.runs import manifest
 
 GROWING = {"plants": [(5, "immediate"), (25, "isolated")], "cull": ["s1"]}
@@ -61,6 +61,38 @@ def test_both_ranks_grow_at_the_same_steps_and_have_equal_weights_after_every_ch
     assert len(first["losses"]) == 60
     assert verify_journal(whole / "journal.jsonl") == []
     assert events(whole, Started)[0].environment["ranks"] == "2"
+
+
+def test_a_tournament_in_half_precision_is_the_same_on_both_ranks(tmp_path):
+    folder = tmp_path / "run"
+    settings = {"tournament": True, "precision": "Float16", "steps": 70, "overflow": 26}
+    codes, errors, _ = ends(group(folder, settings))
+    assert codes == [0, 0], errors
+    first = seen(folder, 0)
+    reached = {stage: [s for _, s, after in first["life"] if after == stage] for stage in SeedStage}
+    assert reached[SeedStage.TRAINING] == ["s1", "s2", "s3", "s4"]
+    assert len(reached[SeedStage.CULLED]) == 3
+    assert len(reached[SeedStage.FOSSILIZED]) == 1
+    assert len(first["weights"]) >= 4
+    assert first == seen(folder, 1)
+    host, _, behind = first["scales"][28]
+    assert max(host, behind) < TOO_LARGE, "both have overflowed and were lowered, on both ranks alike"
+    assert all(map(math.isfinite, first["losses"].values()))
+
+
+def test_three_ranks_grow_alike_and_begin_anew_when_one_is_killed(tmp_path):
+    folder, settings = tmp_path / "run", {**GROWING, "ranks": 3, "batch": 33, "steps": 34, "checkpoint": 10}
+    codes, errors, seconds = ends(group(folder, {**settings, "die": {"1": 28}}))
+    assert codes == [76, -signal.SIGKILL, 76], errors
+    assert seconds < 10
+    before = seen(folder, 2)["losses"]
+    codes, errors, _ = ends(group(folder, settings))
+    assert codes == [0, 0, 0], errors
+    assert events(folder, Resumed)[0].from_step == 20
+    first = seen(folder, 0)
+    assert first["losses"] | before == first["losses"], "what was done again is bit for bit what it was"
+    assert {at for at, _ in first["weights"]} >= {5, 25}
+    assert first["weights"][-4:] == seen(folder, 1)["weights"][-4:] == seen(folder, 2)["weights"][-4:]
 
 
 def test_a_killed_rank_ends_the_other_within_seconds_and_a_fresh_group_ends_like_the_unbroken(

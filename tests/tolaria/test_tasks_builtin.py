@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from esper_runtime.contracts import InputError, InterfaceKind, Source
 from esper_runtime.tolaria.tasks import TaskShape, load_task
+from esper_runtime.tolaria.tasks.builtin import _digits_arrays
 from esper_runtime.tolaria.tasks.fashion import DEBIAN_PATH
 
 FASHION = pytest.mark.skipif(
@@ -63,6 +65,13 @@ def test_training_validation_and_test_examples_are_apart():
 def test_the_share_of_validation_examples_can_be_set():
     task = load_task(Source(builtin="mnist1d", args={"validationFraction": 0.25}), 0)
     assert len(task.validation["y"]) == 1000
+
+
+def test_digits_are_those_of_scikit_learn():
+    expected = load_digits()
+    x, y = _digits_arrays()
+    assert np.array_equal(x, expected.data)
+    assert np.array_equal(y, expected.target)
 
 
 def test_digits_are_standardised_by_their_training_examples():
