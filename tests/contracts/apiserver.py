@@ -47,6 +47,16 @@ def with_defaults(schema: Schema, value: Any) -> Any:
     return value
 
 
+def wrong_defaults(schema: Schema, path: str = "") -> Iterator[str]:
+    """Defaults for which the API server refuses the definition: it tries each one as it stands there."""
+    if "default" in schema:
+        yield from _broken_rules(schema, schema["default"], None, path)
+    for name, inner in schema.get("properties", {}).items():
+        yield from wrong_defaults(inner, f"{path}.{name}")
+    if "items" in schema:
+        yield from wrong_defaults(schema["items"], f"{path}[]")
+
+
 def _unknown(schema: Schema, value: Any, path: str) -> Iterator[str]:
     if isinstance(value, dict) and "properties" in schema:
         for name, inner in value.items():

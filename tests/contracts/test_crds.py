@@ -22,7 +22,7 @@ from esper_runtime.contracts.resources import (
 )
 from tests.cli.manifests import ABSENT, changed
 from tests.cli.test_bad_inputs import FIELDS
-from tests.contracts.apiserver import admit, with_defaults
+from tests.contracts.apiserver import admit, with_defaults, wrong_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN, BLUEPRINT, KERNEL = (
@@ -278,3 +278,9 @@ def test_a_graph_that_the_definition_admits_is_read_as_the_same_blueprint() -> N
     assert Blueprint.model_validate(filled["graph"]) == Blueprint.model_validate(GRAPH)
     with pytest.raises(ValidationError):
         Blueprint.model_validate(filled["graph"] | {"code": "import os"})
+
+
+@pytest.mark.parametrize("definition", [RUN, BLUEPRINT, KERNEL], ids=["run", "blueprint", "kernel"])
+def test_every_default_holds_as_it_stands(definition: dict[str, Any]) -> None:
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert list(wrong_defaults(schema)) == []
