@@ -39,6 +39,7 @@ BARS = (
     "integrity",
     "only_urabrask",
     "rejection",
+    "operator_scale",
     "growth_table",
 )
 RESULTS = Path("results/bars.jsonl")

@@ -241,7 +241,7 @@ def _container(run: Object, manifest: MorphogeneticRun, attempt: int, settings: 
     return {
         "name": CONTAINER,
         "image": _image(manifest, settings),
-        "imagePullPolicy": template.image_pull_policy,
+        "imagePullPolicy": template.image_pull_policy if template.image else settings.pull_policy,
         "command": ["esper", "pod", "train"],
         "env": _environment(run, manifest, attempt) + [_variable(item) for item in template.env],
         "resources": {key: value for key, value in resources.items() if value},

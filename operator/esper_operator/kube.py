@@ -53,6 +53,7 @@ SERVICE = Kind("v1", "Service", "services")
 CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SECRET = Kind("v1", "Secret", "secrets")
 EVENT = Kind("v1", "Event", "events")
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 
@@ -114,7 +115,10 @@ class Kube(Protocol):
         """Server-side apply as the owner of the fields that are given."""
 
     async def apply_status(self, kind: Kind, body: Object) -> Object:
-        """The same for the status; ``metadata.uid`` says which object is meant."""
+        """The same for the status, of the version in ``metadata.resourceVersion``; else `ConflictError`.
+
+        The version says which object is meant: the API server does not look at a uid here.
+        """
 
     async def replace(self, kind: Kind, body: Object) -> Object:
         """Replace an object; `ConflictError` where it is no longer of the ``metadata.resourceVersion``."""
@@ -171,7 +175,7 @@ class KubeApi:
         return await self._call(
             "POST",
             kind,
-            kind.path(body["metadata"]["namespace"]),
+            kind.path(body["metadata"].get("namespace")),
             {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"},
             _with_kind(kind, body),
         )
@@ -211,7 +215,7 @@ class KubeApi:
         return await self._call(
             "PATCH",
             kind,
-            kind.path(head["namespace"], head["name"], sub),
+            kind.path(head.get("namespace"), head["name"], sub),
             {"fieldManager": FIELD_MANAGER, "force": "true"},
             _with_kind(kind, body),
             "application/apply-patch+yaml",

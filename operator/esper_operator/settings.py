@@ -27,9 +27,13 @@ class Settings:
         watch: namespaces whose runs are carried out; empty: all.
         image: that trains, where a run names none.
         image_cuda: that trains runs which ask for NVIDIA GPUs; empty: the same.
+        pull_policy: of the release's images.
         pull_secrets: Secrets in the run's namespace that images are pulled with.
-        nats_url: of the bus, as pods reach it.
+        nats_url: of the bus, as pods reach it; empty: runs train without one, and their status says less.
         nats_deployed: whether the release brings the bus and the operator makes its keys.
+        nats_replicas: servers of the bus, and copies of each stream.
+        nats_tls: whether the bus that is made has TLS.
+        nats_storage: bytes that a server of it has for streams.
         pools: target pools of the workers, as the chart gives them.
         priority_training: PriorityClass of training pods; empty: none.
         priority_workers: PriorityClass of workers; empty: none.
@@ -38,6 +42,7 @@ class Settings:
         network_policies: whether training pods may reach only the bus, DNS and what is outside the cluster.
         status_writes: of all runs together, a second.
         health_port: of health and metrics.
+        log_level: debug, info, warning or error.
         identity: of this process, in the Lease.
     """
 
@@ -45,9 +50,13 @@ class Settings:
     watch: tuple[str, ...] = ()
     image: str = "esper-runtime:latest"
     image_cuda: str = ""
+    pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     nats_url: str = "tls://esper-nats.esper.svc:4222"
     nats_deployed: bool = True
+    nats_replicas: int = 1
+    nats_tls: bool = True
+    nats_storage: int = 8 * 1024**3
     pools: tuple[Mapping[str, Any], ...] = ()
     priority_training: str = ""
     priority_workers: str = ""
@@ -56,6 +65,7 @@ class Settings:
     network_policies: bool = False
     status_writes: int = 20
     health_port: int = 8080
+    log_level: str = "info"
     identity: str = "esper-operator"
 
     @classmethod
@@ -67,13 +77,14 @@ class Settings:
         """
         given = dict(os.environ if environment is None else environment)
         ours = {name.removeprefix(PREFIX): text for name, text in given.items() if name.startswith(PREFIX)}
-        unknown = sorted(name for name in set(ours) - set(READERS) if not _LINK.fullmatch(name))
+        unknown = sorted(name for name in set(ours) - {*READERS, "POD"} if not _LINK.fullmatch(name))
         if unknown:
             known = ", ".join(f"{PREFIX}{name}" for name in sorted(READERS))
             raise InputError(f"{PREFIX}{unknown[0]}: no such setting; settings are {known}")
-        values: dict[str, Any] = {"identity": f"{socket.gethostname()}-{os.getpid()}"}
+        values: dict[str, Any] = {"identity": f"{ours.pop('POD', socket.gethostname())}-{os.getpid()}"}
         namespace = ours.get("NAMESPACE", cls.namespace)
-        values["nats_url"] = f"tls://esper-nats.{namespace}.svc:4222"
+        scheme = "nats" if ours.get("NATS_TLS") == "false" else "tls"
+        values["nats_url"] = f"{scheme}://esper-nats.{namespace}.svc:4222"
         for name in set(ours) & set(READERS):
             text = ours[name]
             try:
@@ -91,6 +102,15 @@ def _image(text: str) -> str:
     if not text or re.search(r"\s", text):
         raise ValueError("an image reference without spaces")
     return text
+
+
+def _one_of(*allowed: str) -> Any:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(", ".join(allowed))
+        return text
+
+    return read
 
 
 def _namespace(text: str) -> str:
@@ -142,9 +162,13 @@ READERS: dict[str, Any] = {
     "WATCH": _names,
     "IMAGE": _image,
     "IMAGE_CUDA": _text,
+    "PULL_POLICY": _one_of("Always", "IfNotPresent", "Never"),
     "PULL_SECRETS": _names,
     "NATS_URL": _text,
     "NATS_DEPLOYED": _truth,
+    "NATS_REPLICAS": _number(1, 9),
+    "NATS_TLS": _truth,
+    "NATS_STORAGE": _number(1, 2**60),
     "POOLS": _pools,
     "PRIORITY_TRAINING": _text,
     "PRIORITY_WORKERS": _text,
@@ -153,6 +177,7 @@ READERS: dict[str, Any] = {
     "NETWORK_POLICIES": _truth,
     "STATUS_WRITES": _number(1, 1000),
     "HEALTH_PORT": _number(1, 65535),
+    "LOG_LEVEL": _one_of("debug", "info", "warning", "error"),
     "IDENTITY": _text,
 }
 """How each setting is read from text, by the name of its variable without the prefix."""

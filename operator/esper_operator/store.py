@@ -84,7 +84,10 @@ class Store:
         return found
 
     def put(self, kind: Kind, body: Object, run: RunKey | None = None) -> RunKey | None:
-        """Take in an object as it was seen; returns the run that it concerns, None where it is nobody's.
+        """Take in an object as it was seen.
+
+        Returns:
+            The run that it concerns; None where it says nothing new, or is nobody's.
 
         Args:
             kind: of the object.
@@ -94,13 +97,13 @@ class Store:
         head = body["metadata"]
         owner = key_of(body) if kind is RUN else run or _run_of(body)
         if owner is None or head["uid"] in self._gone:
-            return owner
+            return None
         chosen = kind is RUN or _run_of(body) == owner
         place = (head["namespace"], head["name"])
         version = _number(head.get("resourceVersion"))
         before = self._known[kind].get(place)
-        if before is not None and before.version > version:
-            return owner
+        if before is not None and before.version >= version and before.run == owner:
+            return None
         if before is not None and before.run != owner:
             self._unlist(kind, place)
         self._known[kind][place] = _Known(head["uid"], version, owner, _seen(kind, body), chosen)

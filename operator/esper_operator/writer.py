@@ -19,6 +19,7 @@ from esper_operator.kube import (
     NotThereError,
     Object,
     RefusedError,
+    UnavailableError,
 )
 from esper_operator.live import Notice
 from esper_operator.names import RunKey, short_uid
@@ -26,6 +27,8 @@ from esper_operator.observe import rfc3339
 
 LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
+
+_TRIES = 4
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +60,18 @@ class StatusWriter:
     Args:
         kube: the API.
         per_second: writes in any second, at most.
-        on_written: called with the run's resource as the API server has it then.
+        current: gives a run's resource as it was seen last.
+        learn: called with a run's resource as the API server has it.
     """
 
-    def __init__(self, kube: Kube, per_second: int, on_written: Callable[[RunKey, Object], None]) -> None:
-        self._kube, self._per_second, self._on_written = kube, per_second, on_written
+    def __init__(
+        self,
+        kube: Kube,
+        per_second: int,
+        current: Callable[[RunKey], Object | None],
+        learn: Callable[[RunKey, Object], None],
+    ) -> None:
+        self._kube, self._per_second, self._current, self._learn = kube, per_second, current, learn
         self._waiting: dict[RunKey, Waiting] = {}
         self._writing: dict[RunKey, Waiting] = {}
         self._last: dict[RunKey, float] = {}
@@ -153,15 +163,27 @@ class StatusWriter:
             await step()
 
     async def _apply(self, key: RunKey, uid: str, status: Object) -> bool:
-        head = {"name": key.name, "namespace": key.namespace, "uid": uid}
-        try:
-            answer = await self._kube.apply_status(RUN, {"metadata": head, "status": status})
-        except (NotThereError, ConflictError):
-            return False  # the run is gone, or another one has its name
-        self.written += 1
-        self._last[key] = time.monotonic()
-        self._on_written(key, answer)
-        return True
+        """Write a status; False where the run is gone, or another one has its name."""
+        run = self._current(key)
+        for _ in range(_TRIES):
+            if run is None or run["metadata"]["uid"] != uid:
+                return False
+            version = run["metadata"]["resourceVersion"]
+            head = {"name": key.name, "namespace": key.namespace, "resourceVersion": version}
+            try:
+                answer = await self._kube.apply_status(RUN, {"metadata": head, "status": status})
+            except NotThereError:
+                return False
+            except ConflictError:
+                run = await self._kube.get(RUN, key.namespace, key.name)
+                if run is not None:
+                    self._learn(key, run)
+                continue
+            self.written += 1
+            self._last[key] = time.monotonic()
+            self._learn(key, answer)
+            return True
+        raise UnavailableError(f"status of {key}", 409, "Conflict", "it changes all the time")
 
     def _next(self, now: float) -> RunKey | None:
         """What is urgent comes first, then what has waited for longest."""

@@ -112,8 +112,8 @@ class Cluster:
             old = self.objects.get((kind.name, head["namespace"], head["name"]))
             if old is None:
                 raise NotThereError("apply", 404, "NotFound", head["name"])
-            if head.get("uid") not in (None, old["metadata"]["uid"]):
-                raise ConflictError("apply", 409, "Conflict", "another uid")
+            if head.get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
+                raise ConflictError("apply", 409, "Conflict", "another version")
             if old.get("status") == body["status"]:
                 return copy.deepcopy(old)
             return self._changed(kind, {**old, "status": copy.deepcopy(body["status"])})

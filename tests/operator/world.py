@@ -48,7 +48,7 @@ class Process:
     store: Store = field(default_factory=Store)
 
     def __post_init__(self) -> None:
-        self.writer = StatusWriter(self.cluster, 1000, lambda key, body: self.put(RUN, body))
+        self.writer = StatusWriter(self.cluster, 1000, self.store.run, lambda key, body: self.put(RUN, body))
         self.runs = Runs(
             self.cluster, self.store, self.writer, NoCredentials(), self.settings, clock=self.clock
         )

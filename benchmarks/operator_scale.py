@@ -1,0 +1,477 @@
+"""The operator with 1,000 runs on a real API server: how fast, how large, and how little it writes.
+
+Needs etcd and kube-apiserver in the folder ``KUBEBUILDER_ASSETS``. No kubelet and no controllers run, so Jobs
+stay as they are made; what is measured is the operator and the API server on one machine, with the client
+that applies the runs.
+"""
+
+import asyncio
+import json
+import os
+import re
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from benchmarks.control_plane import REMEDY, ControlPlane, binaries, control_plane, free_port, prepare
+from benchmarks.line import bar
+from esper_operator.children import claim_of, job_of, secret_of, service_of
+from esper_operator.kube import CLAIM, JOB, LEASE, RUN, SECRET, SERVICE, Kind, Object
+from esper_operator.live import Live
+from esper_operator.observe import read_manifest
+from esper_operator.settings import Settings
+from esper_operator.status import Facts, status_of
+from esper_runtime.contracts import JournalEntry, SeedChanged, SeedStage
+from esper_runtime.planning import RunPlan, RunSeen, Standing
+
+COMMAND = "python -m benchmarks.operator_scale"
+RUNS = 1000
+ROUNDS = 3
+AT_ONCE = 16
+CHANGES, CHANGES_A_SECOND = 300, 10
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 240.0
+
+
+def manifest(name: str, namespace: str, **spec: Any) -> Object:
+    """A small run."""
+    return {
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "host": {"builtin": "mlp"},
+            "task": {"builtin": "digits"},
+            "training": {"steps": 60, "batchSize": 64},
+            **spec,
+        },
+    }
+
+
+async def for_each(items: Iterable[int], work: Callable[[int], Awaitable[None]]) -> None:
+    """Do the work for all items, some of them at a time."""
+    waiting = iter(items)
+
+    async def one() -> None:
+        for item in waiting:
+            await work(item)
+
+    await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+
+
+async def bare(plane: ControlPlane, namespace: str) -> float:
+    """Seconds in which a client without any logic makes 1,000 runs with their children: 5 writes each."""
+    api = await plane.api(60.0)
+    settings = Settings()
+
+    async def make(index: int) -> None:
+        run = await api.create(RUN, manifest(f"run-{index}", namespace))
+        read = read_manifest(run)
+        assert read.manifest is not None
+        children: list[tuple[Kind, Object]] = [
+            (SERVICE, service_of(run)),
+            (CLAIM, claim_of(run, settings)),
+            (SECRET, secret_of(run, 1, {})),
+            (JOB, job_of(run, read.manifest, 1, read.identity, settings)),
+        ]
+        for kind, body in children:
+            await api.create(kind, body)
+
+    began = time.perf_counter()
+    await for_each(range(RUNS), make)
+    took = time.perf_counter() - began
+    await api.close()
+    return took
+
+
+class Process:
+    """The operator's own process, watching one namespace."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self.port = free_port()
+        environment = os.environ | {
+            "KUBECONFIG": str(plane.kubeconfig),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "operator")]),
+            "ESPER_OPERATOR_NATS_URL": "",
+            "ESPER_OPERATOR_WATCH": namespace,
+            "ESPER_OPERATOR_LOG_LEVEL": "warning",
+            "ESPER_OPERATOR_HEALTH_PORT": str(self.port),
+        }
+        self.began = time.perf_counter()
+        self._process = subprocess.Popen([sys.executable, "-m", "esper_operator"], env=environment)
+        self._seen = psutil.Process(self._process.pid)
+
+    def memory(self) -> float:
+        """Resident MiB now."""
+        return float(self._seen.memory_info().rss) / 2**20
+
+    def end(self) -> None:
+        """Tell it to end, so that it gives its Lease back."""
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    async def metrics(self, session: aiohttp.ClientSession) -> str:
+        """What it says of itself; empty while it cannot be reached."""
+        try:
+            async with session.get(f"http://127.0.0.1:{self.port}/metrics") as answer:
+                return await answer.text()
+        except aiohttp.ClientError:
+            return ""
+
+
+def figure(text: str, name: str, **labels: str) -> float:
+    """The sum of a metric's series that have the labels."""
+    total = 0.0
+    for line in text.splitlines():
+        found = re.fullmatch(rf"{name}(\{{.*\}})? (\S+)", line)
+        if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):
+            total += float(found[2])
+    return total
+
+
+def p95_of_passes(text: str) -> float:
+    """Upper bound of the bucket in which the 95th percentile of a pass lies."""
+    buckets = [
+        (float(found[1]), float(found[2]))
+        for line in text.splitlines()
+        if (found := re.match(r'esper_operator_pass_seconds_bucket\{.*le="([^"]+)"\} (\S+)', line))
+    ]
+    return next((bound for bound, count in buckets if count >= 0.95 * buckets[-1][1]), float("inf"))
+
+
+async def until(holds: Callable[[], Awaitable[bool]], what: str, pause: float = 0.05) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not await holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        await asyncio.sleep(pause)
+
+
+async def operated(
+    plane: ControlPlane, session: aiohttp.ClientSession, namespace: str, process: Process
+) -> float:
+    """Seconds from the first run applied until all 1,000 have their children."""
+    api = await plane.api(60.0)
+
+    async def leads() -> bool:
+        return figure(await process.metrics(session), "esper_operator_leader") == 1
+
+    async def made() -> bool:
+        text = await process.metrics(session)
+        return figure(text, "esper_operator_api_calls_total", verb="POST", kind="Job", code="201") >= RUNS
+
+    async def make(index: int) -> None:
+        await api.create(RUN, manifest(f"run-{index}", namespace))
+
+    await until(leads, "the operator does not lead")
+    began = time.perf_counter()
+    await for_each(range(RUNS), make)
+    await until(made, "not every run has its Job")
+    took = time.perf_counter() - began
+    await api.close()
+    return took
+
+
+@asynccontextmanager
+async def watching(
+    plane: ControlPlane, kind: Kind, namespace: str, hear: Callable[[Object], None]
+) -> AsyncIterator[None]:
+    """A watch of our own, so that what is measured is what others see."""
+    api = await plane.api()
+    headers: dict[str, str] = {}
+    await api._client.update_params_for_auth(headers, [], ["BearerToken"], "", "GET", None)
+    await api.close()
+    insecure = ssl.create_default_context()
+    insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
+    url = f"{plane.url}{kind.path(namespace)}?watch=true"
+
+    async def read(session: aiohttp.ClientSession) -> None:
+        async with session.get(url, ssl=insecure, headers=headers) as answer:
+            async for line in answer.content:
+                hear(json.loads(line)["object"])
+
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(timeout=timeout, read_bufsize=2**20) as session:
+        task = asyncio.create_task(read(session))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def changed(plane: ControlPlane, namespace: str) -> tuple[list[float], list[float]]:
+    """Seconds from a change of a run until its Job is told to end, and until its status says so."""
+    api = await plane.api(60.0)
+    asked: dict[str, float] = {}
+    acted: dict[str, float] = {}
+    said: dict[str, float] = {}
+
+    def hear_job(job: Object) -> None:
+        name = job["metadata"]["name"].rpartition("-")[0]
+        if name in asked and job["metadata"].get("deletionTimestamp"):
+            acted.setdefault(name, time.perf_counter() - asked[name])
+
+    def hear_run(run: Object) -> None:
+        head = run["metadata"]
+        if head["name"] in asked and (run.get("status") or {}).get("observedGeneration") == 2:
+            said.setdefault(head["name"], time.perf_counter() - asked[head["name"]])
+
+    async with (
+        watching(plane, JOB, namespace, hear_job),
+        watching(plane, RUN, namespace, hear_run),
+    ):
+        await asyncio.sleep(3.0)
+        began = time.perf_counter()
+        pending: set[asyncio.Task[Object]] = set()
+        for index in range(CHANGES):
+            await asyncio.sleep(max(0.0, began + index / CHANGES_A_SECOND - time.perf_counter()))
+            name = f"run-{index * RUNS // CHANGES}"
+            asked[name] = time.perf_counter()
+            body = manifest(name, namespace, suspend=True)
+            pending.add(asyncio.create_task(api.apply(RUN, body)))
+        await asyncio.gather(*pending)
+
+        async def all_said() -> bool:
+            return len(acted) == len(said) == CHANGES
+
+        await until(all_said, "not every change was acted on and said")
+    await api.close()
+    return sorted(acted.values()), sorted(said.values())
+
+
+def p95(values: list[float]) -> float:
+    """The 95th percentile of sorted values."""
+    return values[min(len(values) - 1, int(0.95 * len(values)))]
+
+
+async def sampled(
+    session: aiohttp.ClientSession, process: Process, samples: list[tuple[float, float]]
+) -> None:
+    """Note how many statuses were written, every tenth of a second."""
+    while True:
+        text = await process.metrics(session)
+        if text:
+            samples.append((time.perf_counter(), figure(text, "esper_operator_status_writes_total")))
+        await asyncio.sleep(0.1)
+
+
+def most_in_a_second(samples: list[tuple[float, float]]) -> float:
+    """The most writes between two samples that lie at most a second apart."""
+    most, first = 0.0, 0
+    for moment, count in samples:
+        while moment - samples[first][0] > 1.0:
+            first += 1
+        most = max(most, count - samples[first][1])
+    return most
+
+
+def largest_status() -> int:
+    """Bytes of a status after 10,000 adaptations with the longest texts."""
+    text = "é" * 400
+    live = Live()
+    for number in range(10_000):
+        event = SeedChanged(
+            seed=f"{number}{text}",
+            slot=text,
+            blueprint=text,
+            name=text,
+            before=None,
+            after=SeedStage.CULLED,
+            parameters=1,
+            alpha=1.0,
+            reason=text,
+        )
+        live.fold(
+            JournalEntry(
+                sequence=number,
+                time="2026-01-01T00:00:00Z",
+                incarnation=0,
+                step=number,
+                event=event,
+                previous="0" * 64,
+            )
+        )
+    run = manifest("run", "team")
+    run["metadata"]["uid"] = "u"
+    run |= {"kind": RUN.name, "apiVersion": RUN.version}
+    read = read_manifest(run)
+    seen = RunSeen(uid="u", name="run", spec=read.manifest, shape=read.shape, now=0.0)
+    plan = RunPlan((), Standing.RUNNING, "PodsReady", text, 1)
+    status = status_of(Facts(run, read, seen, plan, live=live))
+    return len(json.dumps(status, ensure_ascii=False).encode())
+
+
+async def measure(plane: ControlPlane) -> None:
+    """All of it."""
+    spaces = [f"{who}-{index}" for index in range(ROUNDS) for who in ("bare", "operated")]
+    await prepare(plane, "esper", *spaces)
+    alone: list[float] = []
+    ours: list[float] = []
+    samples: list[tuple[float, float]] = []
+    async with aiohttp.ClientSession() as session:
+        for index in range(ROUNDS):
+            alone.append(await bare(plane, f"bare-{index}"))
+            namespace = f"operated-{index}"
+            process = Process(plane, namespace)
+            sampling = asyncio.create_task(sampled(session, process, samples))
+            try:
+                ours.append(await operated(plane, session, namespace, process))
+                print(f"# bare {alone[-1]:.1f} s, operator {ours[-1]:.1f} s", file=sys.stderr, flush=True)
+                if index < ROUNDS - 1:
+                    continue
+                accepted = await all_accepted(session, process)
+                passes = p95_of_passes(await process.metrics(session))
+                acted, said = await changed(plane, namespace)
+                memory = process.memory()
+            finally:
+                sampling.cancel()
+                await asyncio.wait({sampling})
+                process.end()
+        restart, silent = await restarted(plane, session, namespace)
+    say(alone, ours, accepted, passes, acted, said, memory, restart, silent, most_in_a_second(samples))
+
+
+async def all_accepted(session: aiohttp.ClientSession, process: Process) -> float:
+    """Seconds until every run's status is written, after its children were made."""
+    began = time.perf_counter()
+
+    async def written() -> bool:
+        text = await process.metrics(session)
+        waits = figure(text, "esper_operator_status_waiting") + figure(text, "esper_operator_queue_length")
+        return figure(text, "esper_operator_runs", phase="Starting") == RUNS and waits == 0
+
+    await until(written, "not every status is written", 0.2)
+    return time.perf_counter() - began
+
+
+async def restarted(
+    plane: ControlPlane, session: aiohttp.ClientSession, namespace: str
+) -> tuple[float, bool]:
+    """Seconds from the start of a process until it has looked at all runs, and whether it wrote nothing."""
+    api = await plane.api()
+    lease = await api.get(LEASE, "esper", "esper-operator")
+    assert lease is not None
+    assert not lease["spec"].get("holderIdentity"), "the one before did not give the Lease back"
+    await api.close()
+    process = Process(plane, namespace)
+    try:
+
+        async def looked() -> bool:
+            text = await process.metrics(session)
+            done = figure(text, "esper_operator_passes_total")
+            return done >= RUNS and figure(text, "esper_operator_queue_length") == 0
+
+        await until(looked, "it has not looked at all runs")
+        took = time.perf_counter() - process.began
+        text = await process.metrics(session)
+        wrote = figure(text, "esper_operator_api_calls_total", verb="POST", code="201")
+        return took, wrote + figure(text, "esper_operator_status_writes_total") == 0
+    finally:
+        process.end()
+
+
+def say(
+    alone: list[float],
+    ours: list[float],
+    accepted: float,
+    passes: float,
+    acted: list[float],
+    said: list[float],
+    memory: float,
+    restart: float,
+    silent: bool,
+    writes: float,
+) -> None:
+    """Print the bars."""
+    ratio = statistics.median(ours) / statistics.median(alone)
+    bar(
+        "operator: 1,000 runs with children, against a bare client",
+        command=COMMAND,
+        figure=round(ratio, 2),
+        bound="<= 3, median of 3, alternated",
+        passed=ratio <= 3,
+        control={"bare client, s": [round(value, 2) for value in alone]},
+        detail={
+            "operator, s": [round(value, 2) for value in ours],
+            "writes of each": "run, Service, claim, Secret, Job",
+            "until every status is written too, s": round(accepted, 1),
+        },
+    )
+    bar(
+        "operator: a pass, p95",
+        command=COMMAND,
+        figure=passes,
+        bound="<= 1 s without its wait in the queue (bound of its bucket)",
+        passed=passes <= 1,
+    )
+    bar(
+        "operator: end to end at 10 changes a second over 1,000 runs, p95",
+        command=COMMAND,
+        figure=round(p95(said), 3),
+        bound="<= 2 s from the change to the status that says it",
+        passed=p95(said) <= 2,
+        detail={
+            "to the deed, p95 s": round(p95(acted), 3),
+            "to the status, median s": round(statistics.median(said), 3),
+            "changes": len(said),
+        },
+    )
+    bar(
+        "operator: memory with 1,000 runs",
+        command=COMMAND,
+        figure=round(memory),
+        bound="<= 150 MiB resident",
+        passed=memory <= 150,
+    )
+    bar(
+        "operator: restart with 5,000 objects",
+        command=COMMAND,
+        figure=round(restart, 2),
+        bound="<= 8 s from its start until it has looked at all runs, and nothing written",
+        passed=restart <= 8 and silent,
+        detail={"nothing written": silent},
+    )
+    bar(
+        "operator: status writes",
+        command=COMMAND,
+        figure=writes,
+        bound="<= 20 in any second",
+        passed=writes <= 20,
+    )
+
+
+def main() -> int:
+    """Exit code: 0, also where there is no API server to measure against."""
+    size = largest_status()
+    bar(
+        "operator: a status after 10,000 adaptations",
+        command=COMMAND,
+        figure=size,
+        bound="<= 32768 bytes",
+        passed=size <= 32 * 1024,
+    )
+    assets = binaries()
+    if assets is None:
+        bar("operator: scale", command=COMMAND, figure=None, bound=f"not measured: {REMEDY}", passed=None)
+        return 0
+    with tempfile.TemporaryDirectory() as folder, control_plane(Path(folder), assets) as plane:
+        asyncio.run(measure(plane))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

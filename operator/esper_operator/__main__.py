@@ -1,0 +1,5 @@
+"""``python -m esper_operator``."""
+
+from esper_operator.main import main
+
+main()

@@ -1,0 +1,261 @@
+"""One life of the operator: takes the Lease, lists, and works on what events ask for until it is to end."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from esper_operator.bus import MOUNT, BusCredentials, first_start
+from esper_operator.credentials import Credentials, NoCredentials, RunOnBus
+from esper_operator.feed import Feed
+from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
+from esper_operator.kube import DEPLOYMENT, RUN, Kind, KubeApi, KubeError, Object, configured
+from esper_operator.lease import DEADLINE, Leadership
+from esper_operator.live import Live
+from esper_operator.names import RunKey, short_uid
+from esper_operator.pump import WATCHED, pump
+from esper_operator.queue import KeyQueue
+from esper_operator.runs import Runs
+from esper_operator.settings import Settings
+from esper_operator.store import Store
+from esper_operator.writer import StatusWriter
+from esper_runtime.contracts import BusError
+from esper_runtime.oona import BusKeeper
+
+WORKERS = 16
+"""Runs that are worked on at a time."""
+RELIST_SECONDS = 300.0
+"""Between two lists of everything, for events that were lost."""
+BUS_SECONDS = 5.0
+"""Before a bus that cannot be reached is tried again."""
+LEASE = "esper-operator"
+
+_log = logging.getLogger(__name__)
+
+
+class Operator:
+    """The parts, put together.
+
+    Args:
+        settings: of the release.
+        kube: the API.
+        credentials: of the pods.
+    """
+
+    def __init__(self, settings: Settings, kube: KubeApi, credentials: Credentials) -> None:
+        self.settings, self.kube = settings, kube
+        self._credentials = credentials
+        self.store = Store()
+        self.queue: KeyQueue[RunKey] = KeyQueue()
+        self.writer = StatusWriter(kube, settings.status_writes, self.store.run, self._learn)
+        self.runs = Runs(kube, self.store, self.writer, credentials, settings)
+        self.passes = PassMetrics()
+        self.feed: Feed | None = None
+        if isinstance(credentials, BusCredentials):
+            self.feed = Feed(credentials.keeper.namespace, self._live, self.queue.add)
+        self.listed = False
+        """Whether everything was listed once."""
+
+    def hear(self, kind: Kind, what: str | None, body: Object) -> None:
+        """Take in an event: the run that it concerns is looked at."""
+        if what == "DELETED":
+            head = body["metadata"]
+            key = self.store.remove(kind, head["namespace"], head["name"], head["uid"])
+        else:
+            key = self.store.put(kind, body)
+        if key is not None:
+            self.queue.add(key)
+
+    async def relist(self) -> None:
+        """List everything, and look at all runs again.
+
+        Raises:
+            KubeError: a list could not be had.
+        """
+        namespaces = self.settings.watch or (None,)
+        concerned: set[RunKey] = set()
+        for kind, labels in WATCHED.items():
+            for namespace in namespaces:
+                concerned |= self.store.replace(
+                    kind, await self.kube.list(kind, namespace, labels), namespace
+                )
+        self.listed = True
+        for key in concerned | set(self.store.runs()):
+            self.queue.add(key)
+
+    async def work(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.queue.run(self._pass, WORKERS))
+            group.create_task(self.writer.run())
+            group.create_task(self._relist_for_ever())
+
+    def ailments(self) -> list[str]:
+        """What is wrong with this process, in words."""
+        oldest = self.queue.oldest()
+        return [f"a run waits for {oldest:.0f} s"] if oldest > STUCK_SECONDS else []
+
+    def phases(self) -> dict[str, int]:
+        """Runs by phase."""
+        counted: Counter[str] = Counter()
+        for key in self.store.runs():
+            run = self.store.run(key) or {}
+            counted[str((run.get("status") or {}).get("phase") or "Pending")] += 1
+        return dict(counted)
+
+    async def _pass(self, key: RunKey) -> float | None:
+        began = time.perf_counter()
+        try:
+            return await self.runs.reconcile(key)
+        finally:
+            self.passes.seconds.labels("MorphogeneticRun").observe(time.perf_counter() - began)
+            run = self.store.run(key)
+            if self.feed is not None and run is not None and (run.get("status") or {}).get("attempt"):
+                self.feed.hear(key.namespace)
+
+    def _learn(self, key: RunKey, body: Object) -> None:
+        if self.store.put(RUN, body) is not None:
+            self.queue.add(key)
+
+    def _live(self, key: RunKey, uid: str) -> Live | None:
+        run = self.store.run(key)
+        if run is None or short_uid(run["metadata"]["uid"]) != uid:
+            return None
+        return self.runs.live(key)
+
+    async def _relist_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(RELIST_SECONDS)
+            try:
+                await self.relist()
+                await self._credentials.keep_only(self._on_bus())
+            except (KubeError, BusError) as error:
+                _log.warning("not everything could be listed or swept: %s", error)
+
+    def _on_bus(self) -> set[RunOnBus]:
+        """Runs that go on."""
+        found = set()
+        for key in self.store.runs():
+            run = self.store.run(key) or {}
+            if (run.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                found.add(RunOnBus(key.namespace, key.name, run["metadata"]["uid"]))
+        return found
+
+
+async def operate(settings: Settings, mount: Path = MOUNT) -> None:
+    """Be the operator until cancelled.
+
+    Raises:
+        InputError: there is no way to the API server, or the bus's keys are none.
+        LeaseLostError: another process may take over; this one must end at once.
+        KubeError: the API server refuses what the operator cannot do without.
+    """
+    kube = KubeApi(await configured())
+    lease = Leadership(kube, settings.namespace, LEASE, settings.identity)
+    passes = PassMetrics()
+    parts: list[Operator] = []
+    ready = asyncio.Event()
+
+    def ailments() -> list[str]:
+        found = [line for part in parts for line in part.ailments()]
+        if parts and lease.renewed_before() > 2 * DEADLINE:
+            found.append(f"the lease was not renewed for {lease.renewed_before():.0f} s")
+        return found
+
+    server = HealthServer(settings.health_port, passes.registry, ailments, ready.is_set)
+    await server.start()
+    try:
+        await kube.list(RUN, settings.watch[0] if settings.watch else settings.namespace)
+        ready.set()
+        await lease.acquire()
+        async with _credentials(kube, settings, mount) as credentials:
+            operator = Operator(settings, kube, credentials)
+            operator.passes = passes
+            parts.append(operator)
+            passes.registry.register(_figures(operator, lease))
+            began = time.monotonic()
+            await operator.relist()
+            _log.info("%d objects listed in %.1f s", len(operator.store), time.monotonic() - began)
+            async with asyncio.TaskGroup() as group:
+                others = [group.create_task(lease.keep()), group.create_task(operator.work())]
+                if isinstance(credentials, BusCredentials):
+                    others.append(group.create_task(_prepare(credentials.keeper)))
+                await pump(operator.hear, settings.watch)  # ends by a signal
+                for other in others:
+                    other.cancel()
+            _log.info("told to end")
+    finally:
+        if parts and parts[0].feed is not None:
+            await parts[0].feed.stop()
+        await lease.release()
+        await server.stop()
+        await kube.close()
+
+
+@contextlib.asynccontextmanager
+async def _credentials(kube: KubeApi, settings: Settings, mount: Path) -> AsyncIterator[Credentials]:
+    """The release's bus, or none where the settings name none."""
+    if not settings.nats_url:
+        yield NoCredentials()
+        return
+    files = await first_start(kube, settings, await _deployment(kube, settings), mount)
+    ca = Path("/tmp/esper-bus-ca.crt")
+    if files.ca:
+        ca.write_text(files.ca)
+    async with BusKeeper(
+        files.keys, settings.nats_url, str(ca) if files.ca else None, replicas=settings.nats_replicas
+    ) as keeper:
+        yield BusCredentials(keeper, files, settings)
+
+
+async def _prepare(keeper: BusKeeper) -> None:
+    """Have the bus know its accounts, and the streams of library and forge, as soon as it is there."""
+    while True:
+        try:
+            made = await keeper.prepare_core()
+            _log.info("the bus is ready; streams that were made: %s", ", ".join(made) or "none")
+            return
+        except BusError as error:
+            _log.warning("the bus cannot be prepared for now: %s", error)
+        await asyncio.sleep(BUS_SECONDS)
+
+
+async def _deployment(kube: KubeApi, settings: Settings) -> Object | None:
+    """An owner reference to the operator's Deployment; None where it is not run by one."""
+    found = await kube.get(DEPLOYMENT, settings.namespace, "esper-operator")
+    if found is None:
+        return None
+    return {
+        "apiVersion": DEPLOYMENT.version,
+        "kind": DEPLOYMENT.name,
+        "name": "esper-operator",
+        "uid": found["metadata"]["uid"],
+    }
+
+
+def _figures(operator: Operator, lease: Leadership) -> Figures:
+    queue, writer, store, feed = operator.queue, operator.writer, operator.store, operator.feed
+    return Figures(
+        gauges=[
+            ("esper_operator_leader", "1 while this process holds the Lease.", lambda: float(lease.is_held)),
+            ("esper_operator_queue_length", "Runs that wait or are worked on.", lambda: float(len(queue))),
+            ("esper_operator_queue_oldest_seconds", "How long the oldest one has waited.", queue.oldest),
+            ("esper_operator_status_waiting", "Statuses to be written.", lambda: float(len(writer))),
+            ("esper_operator_objects", "Objects that are known.", lambda: float(len(store))),
+        ],
+        counters=[
+            ("esper_operator_passes", "Passes that went well.", lambda: float(queue.done)),
+            ("esper_operator_passes_failed", "Passes that did not.", lambda: float(queue.failed)),
+            ("esper_operator_status_writes", "Statuses that were written.", lambda: float(writer.written)),
+            (
+                "esper_operator_bus_malformed",
+                "Messages of runs that were passed over.",
+                lambda: float(feed.malformed if feed is not None else 0),
+            ),
+        ],
+        calls=lambda: operator.kube.calls,
+        phases=operator.phases,
+    )
