@@ -42,12 +42,12 @@ class ControlPlane:
     Attributes:
         kubeconfig: path of a file that lets one do everything.
         url: of the API server.
-        server: process id of the API server.
+        audit: path of the log of all status writes.
     """
 
     kubeconfig: Path
     url: str
-    server: int
+    audit: Path
 
     async def api(self, timeout: float = 15.0) -> KubeApi:
         """A client; to be closed."""
@@ -63,6 +63,7 @@ def control_plane(folder: Path, assets: Path) -> Iterator[ControlPlane]:
     key = folder / "sa.key"
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     (folder / "tokens.csv").write_text(f"{_TOKEN},admin,admin,system:masters\n")
+    (folder / "audit.yaml").write_text(yaml.safe_dump(_AUDIT))
     url = f"https://127.0.0.1:{secure}"
     etcd = [
         assets / "etcd",
@@ -85,6 +86,8 @@ def control_plane(folder: Path, assets: Path) -> Iterator[ControlPlane]:
         "--service-cluster-ip-range=10.0.0.0/16",
         "--authorization-mode=RBAC",
         "--disable-admission-plugins=ServiceAccount",
+        f"--audit-policy-file={folder / 'audit.yaml'}",
+        f"--audit-log-path={folder / 'audit.log'}",
     ]
     with ExitStack() as stack:
         for command, name in ((etcd, "etcd"), (server, "kube-apiserver")):
@@ -93,7 +96,7 @@ def control_plane(folder: Path, assets: Path) -> Iterator[ControlPlane]:
             stack.callback(_end, process)
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(_kubeconfig(url)))
-        yield ControlPlane(kubeconfig, url, process.pid)
+        yield ControlPlane(kubeconfig, url, folder / "audit.log")
 
 
 async def prepare(plane: ControlPlane, *namespaces: str) -> None:
@@ -146,6 +149,22 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+_AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {
+            "level": "Metadata",
+            "verbs": ["patch"],
+            "resources": [{"group": "esper.dev", "resources": ["morphogeneticruns/status"]}],
+        },
+        {"level": "None"},
+    ],
+}
+"""Status writes are logged, with the moment at which each came."""
 
 
 def _kubeconfig(url: str) -> Object:

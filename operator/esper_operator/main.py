@@ -59,6 +59,8 @@ async def _until_told(settings: Settings) -> int:
     waiting = asyncio.create_task(told.wait())
     await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    # kopf leaves generators behind, of whose end asyncio would complain.
+    loop.set_exception_handler(lambda _, context: _log.debug("%s", context.get("message")))
     if not work.done():
         _log.info("told to end")
         work.cancel()

@@ -25,7 +25,7 @@ from esper_operator.writer import StatusWriter
 from esper_runtime.contracts import BusError
 from esper_runtime.oona import BusKeeper
 
-WORKERS = 16
+WORKERS = 8
 """Runs that are worked on at a time."""
 RELIST_SECONDS = 300.0
 """Between two lists of everything, for events that were lost."""

@@ -29,6 +29,8 @@ LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
 
 _TRIES = 4
+_WINDOW = 1.05
+"""Seconds in which so many writes are sent; a little more than one, since they arrive unevenly."""
 
 _log = logging.getLogger(__name__)
 
@@ -128,12 +130,10 @@ class StatusWriter:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), 0.25 if self._waiting else None)
                 continue
-            if self._waiting[key].status is not None:
-                await self._keep_rate()
             await self._write_safely(key)
 
     async def drain(self) -> None:
-        """Write all that waits, whatever the rate.
+        """Write all that waits.
 
         Raises:
             KubeError: the API server does not take one; the others still wait.
@@ -170,6 +170,7 @@ class StatusWriter:
                 return False
             version = run["metadata"]["resourceVersion"]
             head = {"name": key.name, "namespace": key.namespace, "resourceVersion": version}
+            await self._keep_rate()
             try:
                 answer = await self._kube.apply_status(RUN, {"metadata": head, "status": status})
             except NotThereError:
@@ -199,7 +200,7 @@ class StatusWriter:
 
     async def _keep_rate(self) -> None:
         if len(self._times) == self._per_second:
-            wait = self._times[0] + 1.0 - time.monotonic()
+            wait = self._times[0] + _WINDOW - time.monotonic()
             if wait > 0:
                 await asyncio.sleep(wait)
         self._times.append(time.monotonic())
