@@ -21,7 +21,8 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(0, 64),
     help="How many workers of the forge may work at a time, each on a core of its own away from the "
-    "training's; 0: none. Default: all cores but one, at most 4.",
+    "training's; 0: none, so that a run makes what it lacks itself before its first step. Default: all cores "
+    "but one, at most 4.",
 )
 
 

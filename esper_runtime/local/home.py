@@ -14,6 +14,9 @@ from esper_runtime.oona import BundledServer, BusAddress, BusRole
 
 FORGE = "forge"
 """Part of the process that plans: it is there for the others, and no reason for the bus to stay."""
+FORGE_VARIABLE = "ESPER_FORGE"
+"""Environment variable of a trainer whose run starts no forge: the path of `forge_table`, which says whether
+another one works for the machine's library."""
 _LOCK, _USERS, _BUS = "bus.lock", "bus-users", "bus"
 
 
@@ -174,6 +177,11 @@ class HomeBus:
             yield
         finally:
             os.close(handle)
+
+
+def forge_table(home: Path) -> Path:
+    """The file that says which forge has workers for the library of a machine's folder, and which."""
+    return home / "forge.json"
 
 
 def _user(name: str) -> ProcessRecord | None:

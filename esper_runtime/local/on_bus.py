@@ -4,9 +4,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from esper_runtime.contracts import LOCAL_NAMESPACE, JournalEntry
+from esper_runtime.local.home import FORGE_VARIABLE
+from esper_runtime.local.processes import read_table
 from esper_runtime.nissa import count
 from esper_runtime.oona import LIBRARY_VARIABLE, Bridge, BusAddress
 from esper_runtime.tolaria import LibraryLink, Observer
@@ -61,7 +64,17 @@ def name_on_bus(run: str) -> tuple[str, str]:
 def library_link(run: str) -> LibraryLink | None:
     """The way to the library that the environment names, for the trainer of ``run``; None for none."""
     path = os.environ.get(LIBRARY_VARIABLE)
-    return LibraryLink(lambda: BusAddress.load(Path(path)), *name_on_bus(run)) if path else None
+    if not path:
+        return None
+    table = os.environ.get(FORGE_VARIABLE)
+    made = partial(_works, Path(table)) if table else lambda: True
+    return LibraryLink(lambda: BusAddress.load(Path(path)), *name_on_bus(run), made)
+
+
+def _works(table: Path) -> bool:
+    """Whether the forge that a table tells of lives."""
+    found = read_table(table)
+    return found is not None and found.supervisor.alive
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun
 from esper_runtime.local.children import Port, esper_command, log_file
 from esper_runtime.local.folder import RunFolder
 from esper_runtime.local.helpers import BusProcess, Helper, LibraryProcess, ServiceProcess
-from esper_runtime.local.home import HomeBus
+from esper_runtime.local.home import FORGE_VARIABLE, HomeBus, forge_table
 from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import ProcessRecord
 from esper_runtime.local.supervisor import Job, supervise
@@ -41,8 +41,8 @@ def supervise_manifest(
         options: further options of `esper run` for the trainers.
         bus: URL or address file of a bus that is there, the library's too; empty: start one, and use the
             library of this machine; None: there is none, nor a library.
-        forge_workers: how many workers of the forge may work at a time; 0: no forge is started; None: the
-            default.
+        forge_workers: how many workers of the forge may work at a time; 0: no forge is started, and what the
+            run lacks is made by itself unless another run's forge does it; None: the default.
         say: prints a line.
 
     Returns:
@@ -60,7 +60,11 @@ def supervise_manifest(
     with ExitStack() as held:
         helpers: list[Helper] = []
         address = None
-        environment = {BUS_VARIABLE: "", LIBRARY_VARIABLE: ""}  # also where the person's own names one
+        environment = {
+            BUS_VARIABLE: "",
+            LIBRARY_VARIABLE: "",
+            FORGE_VARIABLE: "",
+        }  # also where the person's own names one
         started: Callable[[ProcessRecord], None] | None = None
         if bus is not None:
             address = (
@@ -82,7 +86,9 @@ def supervise_manifest(
                     started = home.add
                 training = folder.bus_address if bus else home.file_of(BusRole.TRAINING)
                 environment[LIBRARY_VARIABLE] = str(training.resolve())
-                if forge_workers != 0:
+                if forge_workers == 0 and not bus:
+                    environment[FORGE_VARIABLE] = str(forge_table(home.home).resolve())
+                elif forge_workers != 0:
                     helpers.append(_forge(home.home, training if bus else None, forge_workers))
         return supervise(
             Job(

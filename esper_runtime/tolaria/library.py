@@ -71,9 +71,18 @@ class LibraryLink:
         address: gives that of the library's bus, with the rights of a training; asked at each try.
         namespace: of the run on the bus.
         run: its name there.
+        made: whether anybody may be there who makes kernels for the library.
     """
 
-    def __init__(self, address: Callable[[], BusAddress], namespace: str, run: str) -> None:
+    def __init__(
+        self,
+        address: Callable[[], BusAddress],
+        namespace: str,
+        run: str,
+        made: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.made = made
+        """Whether anybody may be there who makes what is wished for; False: waiting for it is of no use."""
         self.offers: deque[Offer] = deque()
         """What the library has that the run does not have yet, for the training thread."""
         self.connected = False

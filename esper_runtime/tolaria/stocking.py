@@ -23,7 +23,7 @@ from esper_runtime.tolaria.library import LibraryLink, Wanted
 from esper_runtime.tolaria.supply import Offer, Supply, offer_at_start
 from esper_runtime.tolaria.watching import ShelfWatch
 
-PATIENCE_SECONDS = 25.0
+PATIENCE_SECONDS = 40.0
 """How long the library may take for its first or next kernel before they are made here."""
 BEAT_SECONDS = 1.0
 """Between two words of rank 0 to the others while kernels are made."""
@@ -124,7 +124,8 @@ def wait_for_library(
     told: Told,
     stopping: Callable[[], bool],
 ) -> None:
-    """Let the library's workers make what the shelf lacks, as long as they get on with it.
+    """Let the library's workers make what the shelf lacks, as long as they get on with it; where there are
+    none, nobody is waited for.
 
     Raises:
         ForgingStoppedError: it was told to stop.
@@ -133,6 +134,9 @@ def wait_for_library(
     lacking = {kernel: error for kernel, error in lacking.items() if not isinstance(error, KernelError)}
     before, since = -1, time.monotonic()
     while lacking and (done := len(library.settled & lacking.keys())) < len(lacking):
+        if not library.made():
+            told("no forge works for the library; kernels are made here", done, len(specs))
+            return
         if done != before:
             before, since = done, time.monotonic()
         if time.monotonic() - since > PATIENCE_SECONDS:

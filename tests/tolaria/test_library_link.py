@@ -223,6 +223,21 @@ def test_reports_reach_the_library_once_also_from_a_process_that_goes_on(
     assert sorted(stored) == [f"{number:064x}" for number in range(3)]
 
 
+def test_nobody_is_waited_for_where_no_forge_works_for_the_library(ring: KeyRing) -> None:
+    def nowhere() -> Any:
+        raise EsperError("there is none")
+
+    model, shelf = growable("mlp"), Shelf(ring.home)
+    forges = [True, False]
+    link, said = LibraryLink(nowhere, "local", "run", lambda: forges.pop(0)), []
+    wait_for_library(link, shelf, ring.trust, wanted_kernels(model), lambda *told: said.append(told), bool)
+    assert forges == []
+    assert said == [
+        ("kernels are made and tested", 0, 1),
+        ("no forge works for the library; kernels are made here", 0, 1),
+    ]
+
+
 def test_without_a_library_a_run_begins_and_ends_all_the_same(ring: KeyRing, tmp_path: Path) -> None:
     def nowhere() -> Any:
         raise EsperError("there is none")

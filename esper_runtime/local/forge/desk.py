@@ -14,6 +14,7 @@ from esper_runtime.contracts import InputError, KernelNote, KernelRecord, Kernel
 from esper_runtime.local.forge.act import forgiven
 from esper_runtime.local.forge.letters import Letter
 from esper_runtime.local.forge.observe import QUEUE, Observer
+from esper_runtime.local.home import forge_table
 from esper_runtime.local.processes import ProcessTable, read_table
 from esper_runtime.oona import BusAddress, connect, disconnect
 from esper_runtime.planning import ForgeState
@@ -64,7 +65,7 @@ class Desk:
         waiting = await self._observer.items()
         counts = Counter(_state(record, state) for record in state.records.values())
         counts.update({KernelState.PENDING: len(state.wishes.keys() - state.records.keys())})
-        table = read_table(self._home / "forge.json")
+        table = read_table(forge_table(self._home))
         return ForgeStatus(
             states={each.value: counts[each] for each in KernelState if counts[each]},
             queues=tuple(QueueDepth(*key, items) for key, items in sorted(waiting.items())),

@@ -22,7 +22,7 @@ from esper_runtime.local.forge.lease import Lease
 from esper_runtime.local.forge.observe import Observer
 from esper_runtime.local.forge.targets import local_targets
 from esper_runtime.local.forge.workers import WorkerPool, forge_cores
-from esper_runtime.local.home import HomeBus
+from esper_runtime.local.home import HomeBus, forge_table
 from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import ProcessTable, end_in_order, read_table, record_of, write_table
 from esper_runtime.oona import BUS_VARIABLE, BusAddress, BusRole, connect, disconnect
@@ -56,7 +56,7 @@ class Place:
     @property
     def table(self) -> Path:
         """The file that says which forge plans and which workers it has."""
-        return self.home / "forge.json"
+        return forge_table(self.home)
 
     @property
     def logs(self) -> Path:
