@@ -1,6 +1,7 @@
 """Numbers of Linux system calls by architecture, and the lists that the filters are made of."""
 
 import platform
+import sys
 from typing import Final
 
 from esper_runtime.contracts.errors import SandboxError
@@ -107,6 +108,10 @@ def architecture() -> tuple[int, int]:
     Raises:
         SandboxError: where the sandbox knows no system call numbers for it.
     """
+    if sys.platform != "linux":
+        raise SandboxError(
+            f"the sandbox needs Linux, whose system calls it can refuse; this is {sys.platform}"
+        )
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         raise SandboxError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from esper_runtime.contracts.errors import SandboxError
-from esper_runtime.sandbox import wire
+from esper_runtime.sandbox import calls, wire
 from esper_runtime.sandbox.limits import Frame, Limits, Outcome, Profile, Violation
 from esper_runtime.sandbox.watch import PATIENCE
 
@@ -142,6 +142,7 @@ class Sandbox:
         if self._control is not None and self._process is not None and self._process.poll() is None:
             return self._control
         self._end()
+        calls.architecture()
         ours, theirs = socket.socketpair()
         self._base = tempfile.mkdtemp(prefix="esper-sandbox-")
         os.chmod(self._base, 0o711)
