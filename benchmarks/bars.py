@@ -29,6 +29,7 @@ BARS = (
     "third_party",
     "bus",
     "forge",
+    "work",
     "outage",
     "calls",
     "front_door",
