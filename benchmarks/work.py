@@ -10,6 +10,7 @@ by the command line.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,12 +20,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import nats.errors
+import psutil
 
 from benchmarks.forge import slot
 from benchmarks.line import bar
@@ -120,6 +121,13 @@ class Machine:
         self.seen.update(record for records in found.values() for record in records if record.alive)
         return {part: [r for r in records if r.alive] for part, records in found.items()}
 
+    def note_sandboxes(self) -> None:
+        """Remember the processes that the workers have started."""
+        for worker in self.running["worker"]:
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(worker.pid).children(recursive=True)
+                self.seen.update(record_of("sandbox", child.pid) for child in children)
+
     def look(self) -> None:
         """Start again what has died, as the supervisor of a run does."""
         for helper in self.helpers.values():
@@ -160,7 +168,7 @@ class Machine:
         return [record for record in self.seen if record.alive]
 
 
-@contextmanager
+@contextlib.contextmanager
 def machine() -> Iterator[Machine]:
     """A machine of its own, which the command line's processes take for theirs."""
     with tempfile.TemporaryDirectory(prefix="esper-work-") as name:
@@ -220,6 +228,7 @@ def until(machine: Machine, reaper: Reaper, over: Callable[[Progress], bool], to
             reaper.look(running, last.judged)
         if time.monotonic() - looked > 0.5:
             now = progress(machine)
+            machine.note_sandboxes()
             looked, last = time.monotonic(), now or last
             if looked - said > 5.0:
                 said = looked
