@@ -24,7 +24,7 @@ def test_without_seccomp_a_run_refuses_before_its_first_step_and_says_what_to_do
         preexec_fn=restrict,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         cwd=tmp_path,
         env={**os.environ, HOME_VARIABLE: str(tmp_path / "home")},
         check=False,

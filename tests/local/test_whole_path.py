@@ -28,7 +28,7 @@ from tests.cli.manifests import write
 from tests.local.supervised import SECONDS, Running
 
 CHANGES = (
-    ("spec.training.steps", 100),
+    ("spec.training.steps", 300),
     ("spec.growth.budget.parameters", "4x"),
     ("spec.growth.blueprints.include", ["mlp-4", "low-rank"]),
 )
