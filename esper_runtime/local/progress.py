@@ -83,11 +83,12 @@ class Progress:
         self._refresh(force=line is not None)
 
     def on_preparing(self, text: str, done: int, total: int) -> None:
-        """Before the first step something is made ready: a bar, or a line now and then."""
+        """Before the first step something is made ready: a bar, or a line now and then and where it is new."""
+        new = self._preparing is None or self._preparing[0] != text
         self._preparing = (text, done, total)
         if self._live is not None:
             self._refresh()
-        elif time.monotonic() - self._shown >= PREPARING_SECONDS or done == total:
+        elif new or time.monotonic() - self._shown >= PREPARING_SECONDS or done == total:
             self._shown = time.monotonic()
             self.say(f"{text}: {count(done)} of {count(total)}")
 

@@ -39,9 +39,9 @@ class Running:
         self.seen.update(children)
         return next((child for child in children if child.role == role and child.alive), None)
 
-    def until(self, what: str, holds: Callable[[], object]) -> None:
+    def until(self, what: str, holds: Callable[[], object], seconds: float = SECONDS) -> None:
         """Wait until something holds; the test fails where it does not in time."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, f"never: {what}\n{self.said.read_text()}"
             time.sleep(0.05)
