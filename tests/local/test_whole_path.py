@@ -46,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def others(home: Path) -> Iterator[IO[str]]:
-    """Held, another run of this machine makes kernels, so that a run that grows impatient makes none itself."""
+    """Held, another run makes kernels on this machine: one that grows impatient makes none itself."""
     with (Shelf(home).folder / ".forging").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
