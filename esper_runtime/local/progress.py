@@ -83,7 +83,7 @@ class Progress:
         self._refresh(force=line is not None)
 
     def on_preparing(self, text: str, done: int, total: int) -> None:
-        """Before the first step something is made ready: a bar, or a line when it is new, and now and then."""
+        """Before the first step something is made ready: a bar, or a line when it is new and now and then."""
         new = self._preparing is None or self._preparing[0] != text
         self._preparing = (text, done, total)
         if self._live is not None:
