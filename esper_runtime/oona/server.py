@@ -27,6 +27,9 @@ from esper_runtime.oona.streams import ensure_streams
 MAX_MESSAGE = 8 * 1024 * 1024
 """Largest message of the bundled server in bytes; NATS' own default is 1 MiB."""
 
+STOPPING_SECONDS = 0.01
+"""Between two looks at whether a server that was told to end has ended."""
+
 _RECORD, _ADDRESS, _CONFIG, _LOG = "server.json", "bus.json", "nats.conf", "nats.log"
 _USERS = "users.json"
 _PORTS_TRIED = 5
@@ -163,9 +166,9 @@ class BundledServer:
         process = self._process
         if process is not None and self.is_alive():
             process.terminate()
-            if not self._gone_within(process, grace):
+            if not self._gone_within(grace):
                 process.kill()
-                self._gone_within(process, grace)
+                self._gone_within(grace)
         if self._child is not None:
             self._child.wait()
         self._child = None
@@ -178,14 +181,13 @@ class BundledServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _gone_within(self, process: psutil.Process, seconds: float) -> bool:
-        try:
-            if self._child is not None:
-                self._child.wait(seconds)
-            else:
-                process.wait(seconds)
-        except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
-            return False
+    def _gone_within(self, seconds: float) -> bool:
+        """Whether it ends in time; it counts as gone where only its parent took no notice yet."""
+        deadline = time.monotonic() + seconds
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(STOPPING_SECONDS)
         return True
 
     def _launch(self, address: BusAddress) -> BusAddress:

@@ -145,7 +145,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(command: list[str], ranks: int = 2, **environment: str) -> list[Process]:
+def start(command: list[str], ranks: int = 2, **environment: str) -> list[subprocess.Popen[str]]:
     """Start a group of processes with a command for the interpreter."""
     return [
         subprocess.Popen(

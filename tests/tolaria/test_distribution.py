@@ -3,19 +3,20 @@
 import math
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
 
+from esper_runtime.cli.app import invoke
 from esper_runtime.contracts import (
     Finished,
     InputError,
     Interrupted,
     ManifestError,
+    PeerLostError,
     Resumed,
     RolledBack,
     SeedStage,
@@ -27,7 +28,8 @@ from esper_runtime.tolaria import WEIGHTS, BatchOrder
 from esper_runtime.tolaria.agreement import average_gradients
 from esper_runtime.tolaria.feed import Feed
 from esper_runtime.tolaria.group import Alone, join
-from tests.tolaria.ranks import ROOT, TOO_LARGE, ends, free_port, group, seen, start
+from tests.tolaria.forks import Fork
+from tests.tolaria.ranks import TOO_LARGE, ends, environments, group, seen
 from tests.tolaria.runs import manifest
 
 GROWING = {"plants": [(5, "immediate"), (25, "isolated")], "cull": ["s1"]}
@@ -173,35 +175,27 @@ def test_a_run_of_one_process_goes_on_with_two_and_says_so(tmp_path):
     assert "spec.training.workers.count" in differences
 
 
-def test_a_silent_rank_is_given_up_after_the_timeout():
-    code = (
-        "import os, sys, time, torch\n"
-        "from esper_runtime.contracts import PeerLostError, Workers\n"
-        "from esper_runtime.tolaria.group import join\n"
-        "group = join(Workers(count=2, timeout_seconds=2), torch.device('cpu'))\n"
-        "if group.rank == 1:\n"
-        "    sys.stdin.read()\n"
-        "try:\n"
-        "    group.mean(1.0)\n"
-        "except PeerLostError as error:\n"
-        "    os._exit(76)\n"
-    )
-    port = str(free_port())
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", code], env={**common, "RANK": str(rank)}, stdin=subprocess.PIPE, cwd=ROOT
-        )
-        for rank in range(2)
-    )
+def wait_for_the_other() -> int:
+    """As rank 0 of two, wait for the other; as rank 1, say nothing."""
+    ranks = join(Workers(count=2, timeout_seconds=2), CPU)
+    if ranks.rank == 1:
+        time.sleep(600)
     try:
-        assert first.wait(40) == 76
+        ranks.mean(1.0)
+    except PeerLostError:
+        os._exit(76)
+    return 0
+
+
+def test_a_silent_rank_is_given_up_after_the_timeout():
+    first, second = (Fork(wait_for_the_other, (), own) for own in environments(2))
+    try:
+        assert first.communicate() == (None, "")
+        assert first.returncode == 76
         assert second.poll() is None
     finally:
         second.kill()
-        second.wait()
-        for process in (first, second):
-            process.stdin.close()
+        second.communicate()
 
 
 def test_esper_run_is_a_rank_where_the_environment_says_so(tmp_path):
@@ -210,8 +204,8 @@ def test_esper_run_is_a_rank_where_the_environment_says_so(tmp_path):
     data["spec"]["training"]["workers"] = {"count": 2, "timeoutSeconds": 30}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(data))
-    command = ["-m", "esper_runtime.cli", "run", str(path), "--runs-dir", str(tmp_path / "runs")]
-    codes, errors, _ = ends(start(command))
+    command = ["run", str(path), "--runs-dir", str(tmp_path / "runs")]
+    codes, errors, _ = ends([Fork(invoke, (command,), own) for own in environments(2)])
     assert codes == [0, 0], errors
     assert not errors[1]
     assert final(tmp_path / "runs" / "by-hand").outcome == "Complete"
