@@ -71,6 +71,7 @@ from esper_runtime.contracts.growth import (
     Lifecycle,
     Placement,
     PlanChoice,
+    SlotSelector,
     TwinChoice,
 )
 from esper_runtime.contracts.journal import (
@@ -308,6 +309,7 @@ __all__ = [
     "Signature",
     "Signed",
     "SlotChanged",
+    "SlotSelector",
     "SlotState",
     "SlotSummary",
     "SlotTelemetry",

@@ -28,7 +28,7 @@ from esper_runtime.tolaria.library import LibraryLink
 from esper_runtime.tolaria.messenger import BusObserver
 from esper_runtime.tolaria.model_folder import ARCHITECTURE, WEIGHTS, load, read_model, save_model
 from esper_runtime.tolaria.optimizer import GroupedOptimizer, clip_gradients
-from esper_runtime.tolaria.parts import Parts, build_parts, chosen_blueprints
+from esper_runtime.tolaria.parts import Parts, build_parts
 from esper_runtime.tolaria.replay import ReplayTrainer
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
 from esper_runtime.tolaria.schedule import learning_rate, newborn_factor, schedule_factor
@@ -84,7 +84,6 @@ __all__ = [
     "build_host",
     "build_parts",
     "check_host",
-    "chosen_blueprints",
     "clip_gradients",
     "describe",
     "evaluate",

@@ -44,6 +44,13 @@ from esper_runtime.tolaria.behind import charged, drops_out, gathered
 from esper_runtime.tolaria.boundary import Boundary, BoundarySettings, limits_of
 from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example
 from esper_runtime.tolaria.optimizer import clip_gradients
+from esper_runtime.tolaria.own_loop import (
+    check_arguments,
+    check_growth,
+    check_optimizer,
+    parts_of,
+    per_example,
+)
 from esper_runtime.tolaria.reporting import reports_of
 from esper_runtime.tolaria.seed_optimizer import SeedOptimizer
 from esper_runtime.tolaria.stocking import stocked
@@ -105,7 +112,9 @@ class Grower:
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         growth = growth or Growth()
-        _check_arguments(model, optimizer, validation, total_steps)
+        check_growth(growth)
+        check_arguments(model, optimizer, validation, total_steps)
+        model.freeze_fossils = model.freeze_fossils or growth.lifecycle.freeze_fossils
         self.model = model
         self.steps = 0
         self._over = False
@@ -120,7 +129,7 @@ class Grower:
         self._recent: deque[Trial] = deque(maxlen=RECENT_BATCHES)
         limit = growth.gates.validation_examples
         self._judging = [
-            self._trial(*part) for part in _parts(*validation, size=VALIDATION_BATCH, limit=limit)
+            self._trial(*part) for part in parts_of(*validation, size=VALIDATION_BATCH, limit=limit)
         ]
         first = self._judging[0]
         model.host_macs = model.host_macs or macs_per_example(model.host, first.args, first.kwargs)
@@ -175,7 +184,7 @@ class Grower:
         if total_steps < self.steps:
             raise InputError(f"total_steps is {total_steps}, but {self.steps} steps are done already")
         if optimizer is not None:
-            _check_optimizer(optimizer)
+            check_optimizer(optimizer)
             self._optimizer.follow(optimizer, self.model)
         self._scaler = scaler
         self._scale = 1.0 if scaler is None else scaler.get_scale()
@@ -363,7 +372,7 @@ class Grower:
 
     def _trial(self, inputs: Any, target: Any) -> Trial:
         def losses(output: Any) -> Tensor:
-            return _per_example(self._losses(output, target))
+            return per_example(self._losses(output, target))
 
         if isinstance(inputs, dict):
             return Trial((), inputs, losses)
@@ -388,62 +397,3 @@ def _told(text: str, done: int, total: int) -> None:
     """The log of a program that may have none of our displays."""
     if done % 10 == 0 or done == total:
         log.info("%s: %d of %d", text, done, total)
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("Grower cannot work with LBFGS, whose steps take a closure; give AdamW or SGD")
-
-
-def _check_arguments(model: Any, optimizer: torch.optim.Optimizer, validation: Any, total_steps: int) -> None:
-    if not isinstance(model, Growable):
-        raise InputError(
-            f"Grower needs a model from wrap(model, example_input), not a bare {type(model).__name__}"
-        )
-    _check_optimizer(optimizer)
-    if total_steps < 1:
-        raise InputError(
-            f"total_steps is {total_steps}; give the length of the loop in optimizer steps, at least 1"
-        )
-    if not isinstance(validation, tuple) or len(validation) != 2:
-        raise InputError(
-            f"validation is a {type(validation).__name__}; give a tuple (inputs, target) that holds all "
-            f"validation examples"
-        )
-    inputs = [value for value in _flat(validation[0]) if isinstance(value, Tensor)]
-    if not inputs or any(tensor.dim() == 0 or len(tensor) == 0 for tensor in inputs[:1]):
-        raise InputError(
-            "the inputs of validation hold no examples; give a tensor, a tuple of positional arguments or a "
-            "dict of keyword arguments, with the examples along the first axis"
-        )
-
-
-def _per_example(losses: Any) -> Tensor:
-    if not isinstance(losses, Tensor) or losses.dim() == 0:
-        given = "a scalar tensor" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
-        raise InputError(
-            f"losses gave {given}; it must give the loss of each example, shape [B] (reduction='none')"
-        )
-    return losses
-
-
-def _parts(inputs: Any, target: Any, size: int, limit: int) -> Iterable[tuple[Any, Any]]:
-    """Successive parts of inputs and targets along their first axis, at most ``limit`` examples."""
-    tensors = [v for v in _flat(inputs) if isinstance(v, Tensor)]
-    for start in range(0, min(limit, len(tensors[0])), size):
-        rows = slice(start, min(start + size, limit))
-        yield _cut(inputs, rows), _cut(target, rows)
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, tuple) else [value]
-
-
-def _cut(value: Any, rows: slice) -> Any:
-    if isinstance(value, dict):
-        return {key: _cut(item, rows) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_cut(item, rows) for item in value)
-    return value[rows] if isinstance(value, Tensor) and value.dim() else value

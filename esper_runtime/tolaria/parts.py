@@ -43,13 +43,12 @@ TRIAL_LOSS_SCALE = 2.0**12
 """Of Float16 losses in trials: lower than a run's own, since trials are too short to find a scale."""
 
 
-def chosen_blueprints(run: MorphogeneticRun) -> dict[str, Blueprint]:
-    """The catalogue's blueprints that the manifest allows, by name.
+def chosen_blueprints(wanted: BlueprintSelector) -> dict[str, Blueprint]:
+    """The catalogue's blueprints that are allowed, by name.
 
     Raises:
         InputError: there are none.
     """
-    wanted = run.spec.growth.blueprints
     chosen = {name: blueprint for name, blueprint in catalogue().items() if allowed_name(wanted, name)}
     if not chosen:
         raise InputError(
@@ -179,7 +178,7 @@ def build_parts(
     model = Growable(
         host,
         found,
-        blueprints=chosen_blueprints(run),
+        blueprints=chosen_blueprints(growth.blueprints),
         limits=limits,
         macs_per_example=macs,
         random_seed=seed,

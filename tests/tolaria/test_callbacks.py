@@ -5,13 +5,20 @@ import torch
 from torch import nn
 
 from esper_runtime import Grower, huggingface_callback, lightning_callback, wrap
+from esper_runtime.blueprint import catalogue
 from esper_runtime.contracts import GraftingPlan, Growth, InputError, PlanKind, SeedStage
 from tests.tolaria.runs import IMMEDIATE, Script
 
 STEPS = 24
 BEHIND = GraftingPlan(kind=PlanKind.ISOLATED, training_steps=6, ramp_steps=2, grafting_steps=4)
 TWICE = ((4, IMMEDIATE), (28, BEHIND))
-GROWTH = Growth.model_validate({"controller": {"everySteps": 4}, "budget": {"parameters": "8x"}})
+FEW = ("mlp", "low-rank")
+CADENCE = {"controller": {"everySteps": 4}, "budget": {"parameters": "8x"}}
+OWN = Growth.model_validate(CADENCE)
+SPANS = ["*..*"]
+"""Slots around layers, for which these blueprints are not."""
+GIVEN = CADENCE | {"blueprints": {"include": FEW}, "slots": {"exclude": SPANS}}
+GROWTH = Growth.model_validate(GIVEN)
 
 
 def net():
@@ -42,9 +49,7 @@ def plain(seen=None, plants=((4, IMMEDIATE),), parts=(), anew=False, divisor=Non
     host = net()
     optimizer = adam(host)
     x, y = examples()
-    grower = Grower(
-        wrap(host, x[:2]), optimizer, losses, (x, y), STEPS, growth=GROWTH, controller=Script(*plants)
-    )
+    grower = Grower(wrapped(host), optimizer, losses, (x, y), STEPS, growth=OWN, controller=Script(*plants))
     left = iter(seen or batches() * 2)
     for count in parts or [1] * len(seen or range(STEPS)):
         if grower.steps == STEPS:
@@ -58,6 +63,12 @@ def plain(seen=None, plants=((4, IMMEDIATE),), parts=(), anew=False, divisor=Non
         grower.step(*micro[-1], micro[:-1])
     assert next(left, None) is None
     return grower.model
+
+
+def wrapped(host):
+    x, _ = examples()
+    few = {name: blueprint for name, blueprint in catalogue().items() if name in FEW}
+    return wrap(host, x[:2], exclude=SPANS, blueprints=few)
 
 
 def adam(model):
@@ -153,7 +164,7 @@ def test_micro_batches_feed_seeds_behind_the_host_as_the_whole_batch_does():
         optimizer = torch.optim.SGD(host.parameters(), lr=0.05)
         x, y = examples()
         script = Script((4, BEHIND))
-        grower = Grower(wrap(host, x[:2]), optimizer, losses, (x, y), STEPS, growth=GROWTH, controller=script)
+        grower = Grower(wrapped(host), optimizer, losses, (x, y), STEPS, growth=OWN, controller=script)
         for x, y in batches()[:10]:
             optimizer.zero_grad()
             losses(host(x), y).mean().backward()
@@ -188,14 +199,42 @@ def of_logits(output, target):
     return losses(output["logits"], target)
 
 
-def as_the_trainer(folder, steps=STEPS, resume=None):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"slots": {"exclude": ["net.0*"]}}, r"give include, exclude and blueprints to wrap"),
+        ({"blueprints": {"include": ["mlp"]}}, r"give include, exclude and blueprints to wrap"),
+        ({"controller": {"placement": "Service"}}, "placement is Service, which needs the bus"),
+        ({"kernels": {"twins": "WhereFaster"}}, "twins is WhereFaster, which needs the library"),
+    ],
+)
+def test_settings_that_have_no_effect_in_a_loop_of_ones_own_are_refused(given, expected):
+    host, (x, y) = net(), examples()
+    growth = Growth.model_validate(given)
+    with pytest.raises(InputError, match=expected):
+        Grower(wrapped(host), adam(host), losses, (x, y), STEPS, growth=growth)
+
+
+def test_a_callback_grows_where_and_with_what_it_is_told(tmp_path):
+    grown, _ = as_the_trainer(
+        tmp_path, slots={"exclude": ["net.0*", "net.2*"]}, lifecycle={"freezeFossils": True}
+    )
+    assert {slot.split("..")[0] for slot in grown.model.slots}.isdisjoint({"net.0", "net.2"})
+    assert {blueprint.name for blueprint in grown.model.blueprints.values()} == set(FEW)
+    (seed,) = grown.model.seeds
+    assert seed.stage is SeedStage.FOSSILIZED
+    assert not any(parameter.requires_grad for parameter in seed.body.parameters())
+
+
+def as_the_trainer(folder, steps=STEPS, resume=None, **growth):
     """What `transformers.Trainer` does around its callbacks, with its own handler, state and control."""
     transformers = pytest.importorskip("transformers")
     from transformers.trainer_callback import CallbackHandler
 
     x, y = examples()
+    settings = Growth.model_validate(GIVEN | growth)
     callback = huggingface_callback(
-        of_logits, ({"x": x}, y), growth=GROWTH, controller=Script((4, IMMEDIATE))
+        of_logits, ({"x": x}, y), growth=settings, controller=Script((4, IMMEDIATE))
     )
     model = Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -340,7 +379,7 @@ def test_a_language_model_grows_in_the_real_trainer(tmp_path):
         vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8, use_cache=False
     )
     callback = huggingface_callback(
-        of_tokens, ({"input_ids": tokens}, tokens), growth=GROWTH, controller=Script((4, BEHIND))
+        of_tokens, ({"input_ids": tokens}, tokens), growth=OWN, controller=Script((4, BEHIND))
     )
     arguments = transformers.TrainingArguments(
         str(tmp_path),

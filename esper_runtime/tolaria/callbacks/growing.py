@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from esper_runtime.contracts import Event, Growth, InputError
+from esper_runtime.contracts import BlueprintSelector, Event, Growth, InputError, SlotSelector
 from esper_runtime.kasmina import nowhere, wrap
 from esper_runtime.tamiyo import Controller
 from esper_runtime.tolaria.grower import Grower, Losses
+from esper_runtime.tolaria.parts import chosen_blueprints
 
 PROBED_EXAMPLES = 2
 
@@ -94,13 +95,23 @@ class Growing:
             lambda value: value[:PROBED_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value,
             validation[0],
         )
+        growth = settings.growth or Growth()
+        model = wrap(
+            net,
+            inputs,
+            growth.slots.include,
+            growth.slots.exclude,
+            blueprints=chosen_blueprints(growth.blueprints),
+            random_seed=settings.random_seed,
+        )
+        used = {"slots": SlotSelector(), "blueprints": BlueprintSelector()}
         return Grower(
-            wrap(net, inputs, random_seed=settings.random_seed),
+            model,
             optimizer,
             settings.losses,
             validation,
             total_steps,
-            growth=settings.growth,
+            growth=growth.model_copy(update=used),
             controller=settings.controller,
             clip_norm=settings.clip_norm,
             journal=settings.journal,
