@@ -74,6 +74,7 @@ def test_widenings_are_absorbed_before_the_model_is_saved(tmp_path: Path, adapte
         growth={
             "controller": {"everySteps": 5},
             "budget": {"parameters": "4x"},
+            "blueprints": {"include": ["widen-linear-bn-6", "mlp-4"]},
             "lifecycle": {"absorb": "AtEnd"},
         },
     )

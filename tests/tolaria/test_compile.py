@@ -17,6 +17,8 @@ from tests.tolaria.runs import IMMEDIATE, ISOLATED, Script, manifest, train
 GROWTH: dict[str, Any] = {
     "controller": {"everySteps": 5},
     "budget": {"parameters": "6x"},
+    "blueprints": {"include": ["mlp", "low-rank"]},
+    "slots": {"exclude": ["*..*"]},
     "gates": {"validationExamples": 30},
 }
 

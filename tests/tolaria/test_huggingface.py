@@ -17,6 +17,13 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 
 
+FEW: dict[str, Any] = {
+    "budget": {"parameters": "6x"},
+    "blueprints": {"include": ["mlp-tokens", "low-rank-tokens"]},
+    "slots": {"exclude": ["*..*"]},
+}
+
+
 def task(goal: str = "next") -> dict[str, Any]:
     return {"builtin": "tokens", "args": {"goal": goal, **TOKENS}}
 
@@ -101,7 +108,7 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch
 
 
 def test_tied_weights_stay_tied_and_are_counted_once(tmp_path: Path) -> None:
-    run = manifest(30, host=host(), task=task(), growth={"budget": {"parameters": "6x"}})
+    run = manifest(30, host=host(), task=task(), growth=FEW)
     _, trainer, _ = train(run, tmp_path, Script((5, IMMEDIATE)))
     assert trainer._loop is not None
     model = trainer._loop.parts.model
@@ -119,8 +126,8 @@ def test_tied_weights_stay_tied_and_are_counted_once(tmp_path: Path) -> None:
 def test_a_run_grows_and_resumes_bit_for_bit(tmp_path: Path, checkpointing: bool) -> None:
     training = {"gradientCheckpointing": checkpointing, "validation": {"everySteps": 10}}
     growth = {
+        **FEW,
         "controller": {"everySteps": 5},
-        "budget": {"parameters": "6x"},
         "gates": {"validationExamples": 30},
     }
     run = manifest(50, host=host(), task=task(), training=training, growth=growth)
@@ -146,7 +153,7 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path) -> None:
             host=host(),
             task=task(),
             training={"gradientCheckpointing": on},
-            growth={"budget": {"parameters": "6x"}, "controller": {"everySteps": 5}},
+            growth={**FEW, "controller": {"everySteps": 5}},
         )
         found, _, _ = train(run, tmp_path / str(on), Script((4, IMMEDIATE), (8, ISOLATED)))
         losses.append(found.losses)
@@ -158,7 +165,7 @@ def test_an_encoder_decoder_learns_to_reverse(tmp_path: Path) -> None:
         40,
         host=host("T5ForConditionalGeneration", T5),
         task=task("reverse"),
-        growth={"budget": {"parameters": "6x"}, "controller": {"everySteps": 5}},
+        growth={**FEW, "controller": {"everySteps": 5}},
     )
     found, _, result = train(run, tmp_path, Script((5, IMMEDIATE)))
     assert result.outcome == "Complete"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from esper_runtime.blueprint import catalogue
 from esper_runtime.contracts import (
     Checkpointed,
     CheckpointError,
@@ -379,7 +380,8 @@ def scaled(scaler):
         return nn.functional.cross_entropy(output, target, reduction="none")
 
     growth = Growth.model_validate({"controller": {"everySteps": 4}, "budget": {"parameters": "8x"}})
-    model = wrap(net, x[:2].double())
+    few = {name: catalogue()[name] for name in ("mlp", "low-rank")}
+    model = wrap(net, x[:2].double(), exclude=["*..*"], blueprints=few)
     grower = Grower(
         model,
         optimizer,
