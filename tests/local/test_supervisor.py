@@ -125,8 +125,8 @@ def test_what_a_killed_supervisor_left_is_ended_with_a_checkpoint_by_the_next_st
 def test_a_trainer_that_outlived_its_supervisor_leaves_nothing_running_when_it_is_done(
     running: Callable[..., Running],
 ) -> None:
-    seldom = ("spec.checkpoint.everySteps", 500)
-    run = running(changes=(("spec.training.steps", 4000), seldom, OFF))
+    seldom = ("spec.checkpoint.everySteps", 250)
+    run = running(changes=(("spec.training.steps", 2500), seldom, OFF))
     run.trained()
     run.process.kill()
     run.process.wait()
