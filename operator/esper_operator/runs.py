@@ -200,8 +200,8 @@ class Runs:
     async def _create_attempt(self, key: RunKey, view: _View, number: int) -> None:
         """Credentials and Job of an attempt, once the API itself has said that nothing stands against it.
 
-        What is known may be old; two trainers of one run must never be. The number of the attempt before is
-        on record before a Job is made, so that whoever reads the record knows every Job that there can be.
+        What is known may be old; two trainers of one run must never be. The number is the one after that on
+        record, so that whoever reads the record knows the names of all Jobs that there can be.
         """
         verified = await self._verified(key, view, number)
         if verified is None:
@@ -235,10 +235,6 @@ class Runs:
             self._store.replace_of(key, kind, await self._kube.list(kind, key.namespace, labels))
         now = self._look(key, self._store.run(key) or run)
         if CreateAttempt(number) not in now.plan.actions:
-            return None
-        if int((run.get("status") or {}).get("attempt") or 0) < number - 1:
-            self._say(key, now, None, urgent=True)
-            await self._writer.write(key)
             return None
         return now
 
@@ -295,7 +291,7 @@ class Runs:
                 if found is None or found["metadata"]["uid"] != job.uid:
                     self._store.remove(JOB, key.namespace, job.name, job.uid)
 
-    def _say(self, key: RunKey, view: _View, trouble: Trouble | None, *, urgent: bool = False) -> None:
+    def _say(self, key: RunKey, view: _View, trouble: Trouble | None) -> None:
         """Have the status written where it is not so already."""
         live = self.lives.get(key)
         refusal = None
@@ -325,7 +321,7 @@ class Runs:
             key,
             view.seen.uid,
             None if status == before else status,
-            urgent=urgent or _without_live(status) != _without_live(before),
+            urgent=_without_live(status) != _without_live(before),
             notices=[*([told] if told is not None else []), *notices],
             after=after,
         )

@@ -47,11 +47,16 @@ def operator(plane: ControlPlane) -> Iterator[tuple["subprocess.Popen[bytes]", s
         "ESPER_OPERATOR_HEALTH_PORT": str(port),
     }
     process = subprocess.Popen([sys.executable, "-m", "esper_operator"], env=environment)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + _SECONDS
     try:
-        yield process, f"http://127.0.0.1:{port}"
+        while "esper_operator_leader 1.0" not in metrics(address):
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "it does not lead"
+            time.sleep(0.05)
+        yield process, address
         process.send_signal(signal.SIGTERM)
-        code = process.wait(20)
-        assert code in (0, -signal.SIGKILL)
+        assert process.wait(20) in (0, -signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
