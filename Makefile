@@ -7,7 +7,7 @@ READY_BENCH := $(VENV)/.ready-bench
 READY_FILES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bars docs crds acceleration clean
+.PHONY: help run test check bench bars docs crds images acceleration clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -45,6 +45,9 @@ docs: $(READY) ## write docs/manifest.md, docs/cli.md and crds/ from the code
 	$(BIN)/python docs/generate.py
 
 crds: docs ## the same
+
+images: ## build the container images operator and runtime; images/build.sh --help says more
+	images/build.sh $(IMAGES)
 
 acceleration: $(READY) ## optional: torch-scatter, which is compiled here (about 5 minutes)
 	$(BIN)/python -m pip install -c constraints.txt setuptools

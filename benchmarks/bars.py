@@ -41,6 +41,7 @@ BARS = (
     "only_urabrask",
     "rejection",
     "operator_scale",
+    "images",
     "growth_table",
 )
 RESULTS = Path("results/bars.jsonl")

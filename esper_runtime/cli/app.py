@@ -15,6 +15,7 @@ from esper_runtime.cli.keys import keys
 from esper_runtime.cli.library import library
 from esper_runtime.cli.models import blueprint, slots
 from esper_runtime.cli.pod import pod
+from esper_runtime.cli.pull import pull
 from esper_runtime.cli.records import explain, export, report, runs, verify
 from esper_runtime.cli.replay import replay
 from esper_runtime.cli.steering import pause_growth, pin, resume_growth, status, stop, unlock, veto
@@ -64,6 +65,7 @@ for _command in (
     keys,
     forge,
     worker,
+    pull,
     pod,
     bench,
 ):

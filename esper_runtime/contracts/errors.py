@@ -48,6 +48,10 @@ class BusError(EsperError):
     """The bus cannot be started, reached or used as asked; the text says which and what to do."""
 
 
+class ClusterError(EsperError):
+    """A Kubernetes cluster cannot be reached, or refuses what it was asked; the text has its words."""
+
+
 class ArtifactError(EsperError):
     """An artifact, signature or key is refused: digest, form, signer or revocation; the text says which."""
 

@@ -1,0 +1,235 @@
+"""The images as a cluster runs them: sizes, contents, and what works as a plain user on a read-only root.
+
+``python -m benchmarks.images [--tag TAG]`` after ``make images``; it needs podman or docker. Containers have
+no network, no capability and no way to new privileges, a read-only root, and folders like those of
+Kubernetes: /tmp as an emptyDir (open to everybody, without a sticky bit), /etc/esper as a mounted Secret,
+/var/esper as a claim.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import zlib
+from pathlib import Path
+from typing import Any
+
+from benchmarks.line import bar
+
+COMMAND = "python -m benchmarks.images"
+ROOT = Path(__file__).resolve().parents[1]
+USER, ANY_USER = 10001, 54_321
+MOST_OPERATOR_BYTES = 250_000_000
+
+RESTRICTED = (
+    *("--rm", "--read-only", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+    "--tmpfs=/tmp:rw,exec,mode=0777,size=4g",
+)
+
+UNWANTED = """
+import importlib.util, os, shutil, sys
+modules = [m for m in ("torch", "numpy", "pip", "setuptools", "ensurepip") if importlib.util.find_spec(m)]
+commands = [c for c in ("gcc", "g++", "cc", "c++", "clang", "ld", "make", "pip", "pip3") if shutil.which(c)]
+kept, uncompiled = [], 0
+for folder, folders, files in os.walk("/"):
+    if folder in ("/proc", "/sys", "/dev"):
+        folders.clear()
+        continue
+    if "__pycache__" in folders or not folder.startswith("/opt/esper/lib"):
+        pass
+    elif any(f.endswith(".py") for f in files):
+        uncompiled += 1
+    kept += [os.path.join(folder, d) for d in folders if d in ("torch", "pip") or folder.endswith("/.cache")]
+print(*(f"module {m}" for m in modules), *(f"command {c}" for c in commands), *kept, sep="\\n")
+if uncompiled:
+    print(f"{uncompiled} folders of modules that are not precompiled")
+"""
+
+GAUNTLET = """
+import sys
+from pathlib import Path
+from esper_runtime.artifact import KeyRing
+from esper_runtime.urabrask import Bounds, evaluate, new_sandbox
+from tests.urabrask.members import BAD, honest
+folder = Path("/tmp/gauntlet")
+keyring = KeyRing(folder / "home")
+with new_sandbox() as sandbox:
+    for name in sys.argv[1:]:
+        make = next((bad.make for bad in BAD if bad.name == name), honest)
+        path, compiled = make(folder / "kernels", keyring)
+        report = evaluate(path, compiled, keyring.trust, sandbox=sandbox, bounds=Bounds(seconds=20))
+        checks = ",".join(check.name for check in report.failures)
+        print(name, ",".join(report.layers), checks or "passed", sep="\\t", flush=True)
+"""
+KERNELS = {
+    "honest": "passed",
+    "reads the passwords on load": "files",
+    "opens a connection on load": "network",
+    "starts a program on load": "processes",
+}
+"""Kernels of the corpus, and the check that is to reject each."""
+
+
+class Engine:
+    """podman or docker.
+
+    Args:
+        binary: which one.
+        tag: of the images.
+    """
+
+    def __init__(self, binary: str, tag: str) -> None:
+        self.binary, self.tag = binary, tag
+
+    def image(self, target: str) -> str:
+        """Name of an image, as `make images` gives it."""
+        return f"esper/{target}:{self.tag}"
+
+    def has(self, target: str) -> bool:
+        """Whether it was built here."""
+        return self._call("image", "inspect", self.image(target)).returncode == 0
+
+    def run(self, target: str, *command: str, user: int = USER, options: tuple[str, ...] = ()) -> Any:
+        """A command in a container that may do nothing."""
+        who = f"--user={user}:{user}"
+        return self._call("run", *RESTRICTED, who, *options, self.image(target), *command)
+
+    def compressed(self, target: str) -> tuple[int, int]:
+        """Bytes of its layers as they are, and by gzip, as a registry keeps them."""
+        plain, packer, packed = 0, zlib.compressobj(6), 0
+        with subprocess.Popen(
+            [self.binary, "save", self.image(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            while block := process.stdout.read(1 << 20):
+                plain += len(block)
+                packed += len(packer.compress(block))
+        return plain, packed + len(packer.flush())
+
+    def _call(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [self.binary, *words], capture_output=True, text=True, check=False, timeout=900, cwd=ROOT
+        )
+
+
+def main() -> int:
+    """Measure what was built; returns 1 where a bound was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    parser.add_argument("--tag", default=version, help="of the images (default: Esper's version)")
+    binary = next((name for name in ("podman", "docker") if shutil.which(name)), None)
+    engine = Engine(binary or "", parser.parse_args().tag)
+    missing = binary is None or not (engine.has("operator") and engine.has("runtime"))
+    if missing:
+        why = (
+            "neither podman nor docker is here" if binary is None else "the images are not built: make images"
+        )
+        bar("images", command=COMMAND, figure=why, bound="not measured", passed=None)
+        return 0
+    return 0 if all([_operator(engine), _starts(engine), _trains(engine), _sandbox(engine)]) else 1
+
+
+def _operator(engine: Engine) -> bool:
+    """How large it is, and what it must not hold."""
+    sizes = {target: engine.compressed(target) for target in ("operator", "runtime")}
+    found = engine.run("operator", "python3", "-c", UNWANTED)
+    unwanted = (found.stdout + found.stderr).split("\n")
+    unwanted = [line for line in unwanted if line]
+    size = sizes["operator"][1]
+    passed = size <= MOST_OPERATOR_BYTES and not unwanted
+    bar(
+        "operator image: compressed size, and what it holds that it should not",
+        command=COMMAND,
+        figure={"compressedBytes": size, "unwanted": unwanted},
+        bound="<= 250 MB by gzip; no torch, compiler, pip or cache; precompiled",
+        passed=passed,
+        detail={target: {"bytes": a, "compressedBytes": b} for target, (a, b) in sizes.items()},
+    )
+    return passed
+
+
+def _starts(engine: Engine) -> bool:
+    """The commands that the chart and the operator name start as any user on a read-only root."""
+    said: dict[str, str] = {}
+    for target, *command in (
+        ("operator", "esper-operator", "--help"),
+        ("operator", "nats-server", "--version"),
+        ("runtime", "esper", "--version"),
+        ("runtime", "esper", "pod", "train", "--help"),
+        ("runtime", "g++", "--version"),
+    ):
+        for user in (USER, ANY_USER):
+            done = engine.run(target, *command, user=user)
+            words = (done.stdout or done.stderr).strip().splitlines()
+            if done.returncode != 0:
+                said[f"{target}: {' '.join(command)} as {user}"] = words[-1] if words else "no word"
+    writes = engine.run("runtime", "sh", "-c", "touch /opt/esper/x /app /var/x 2>/dev/null; echo $?")
+    passed = not said and writes.stdout.strip() != "0"
+    bar(
+        "images: commands of the chart start as users 10001 and 54321, root file system read-only",
+        command=COMMAND,
+        figure={"failed": said, "root can be written to": writes.stdout.strip() == "0"},
+        bound="none fails, nothing can be written",
+        passed=passed,
+    )
+    return passed
+
+
+def _trains(engine: Engine) -> bool:
+    """The example, as a training pod: with growth, its kernels made and tested in the container."""
+    with tempfile.TemporaryDirectory(prefix="esper-images-") as name:
+        config, data = Path(name) / "etc", Path(name) / "var"
+        config.mkdir(mode=0o755)
+        data.mkdir()
+        data.chmod(0o777)
+        Path(name).chmod(0o755)
+        shutil.copy(ROOT / "examples" / "mnist1d.yaml", config / "manifest.yaml")
+        mounts = (f"--volume={config}:/etc/esper:ro", f"--volume={data}:/var/esper:rw")
+        began = time.monotonic()
+        done = engine.run("runtime", "esper", "pod", "train", options=mounts)
+        seconds = time.monotonic() - began
+        again = engine.run("runtime", "esper", "pod", "train", options=mounts)
+        model = data / "runs" / "mnist1d" / "model" / "model.safetensors"
+        owner = model.stat().st_uid if model.exists() else None
+        lines = [line for line in done.stdout.splitlines() if line]
+        passed = (
+            done.returncode == 0 and again.returncode == 0 and owner == USER and "\x1b" not in done.stdout
+        )
+        headline = next((line for line in reversed(lines) if "parameters" in line), "")
+        bar(
+            "runtime image: examples/mnist1d.yaml by `esper pod train`, user 10001, read-only root",
+            command=COMMAND,
+            figure={"exit": done.returncode, "again": again.returncode, "seconds": round(seconds, 1)},
+            bound="0 and 0; a model is written by user 10001; plain lines only",
+            passed=passed,
+            detail={"said": headline, "error": "" if passed else (done.stderr or done.stdout)[-1500:]},
+        )
+        return passed
+
+
+def _sandbox(engine: Engine) -> bool:
+    """Urabrask's gauntlet inside a restricted container."""
+    options = (f"--volume={ROOT}:/repository:ro", "--workdir=/repository", "--env=ESPER_ALONE=1")
+    options += ("--env=PYTHONPATH=/repository", "--env=OMP_NUM_THREADS=1")
+    done = engine.run("runtime", "python3", "-c", GAUNTLET, *KERNELS, options=options)
+    rows = [line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 2]
+    found = {name: checks for name, _, checks in rows}
+    layers = sorted({layer for _, each, _ in rows for layer in each.split(",")})
+    passed = found == KERNELS and "seccomp" in layers
+    bar(
+        "runtime image: Urabrask in a restricted container, one good kernel and three bad ones",
+        command=COMMAND,
+        figure=found,
+        bound=json.dumps(KERNELS),
+        passed=passed,
+        detail={"layers": layers, "error": "" if passed else done.stderr[-1500:]},
+    )
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The Dockerfile and what builds it, as far as that can be told without building."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = (ROOT / "images" / "Dockerfile").read_text()
+STAGES = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
+BUILD = ROOT / "images" / "build.sh"
+
+
+def stage(name: str) -> str:
+    """The lines of a stage."""
+    return DOCKERFILE.split(f" AS {name}\n", 1)[1].split("\nFROM ", 1)[0]
+
+
+def build(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([BUILD, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_there_is_a_target_for_every_image_that_the_chart_names() -> None:
+    values = yaml.safe_load((ROOT / "charts" / "esper" / "values.yaml").read_text())
+    named = {image["repository"] for image in values["image"].values() if isinstance(image, dict)}
+    targets = {f"esper/{name}" for _, name in STAGES if "USER 10001" in stage(name)}
+    assert named == targets == {"esper/operator", "esper/runtime", "esper/runtime-cuda"}
+
+
+def test_all_stages_stand_on_the_one_base_that_a_build_argument_names() -> None:
+    names = {name for _, name in STAGES}
+    assert {origin for origin, _ in STAGES} - names == {"${BASE}"}
+    copied = set(re.findall(r"--from=(\S+)", DOCKERFILE))
+    assert copied <= names
+
+
+def test_every_copied_file_is_there_and_not_ignored() -> None:
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    copied = {name for line in lines for name in line.split()}
+    assert all((ROOT / name).exists() for name in copied)
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+
+
+def test_the_last_lines_of_every_image_name_a_plain_user_by_number() -> None:
+    for target in ("operator", "runtime", "runtime-cuda"):
+        users = re.findall(r"^USER (\S+)$", stage(target), re.MULTILINE)
+        assert users[-1] == "10001:10001"
+
+
+def test_help_says_what_there_is_and_a_wrong_word_is_refused() -> None:
+    said = build("--help")
+    assert said.returncode == 0
+    for word in ("operator", "runtime-cuda", "--engine", "--registry", "--base", "SOURCE_DATE_EPOCH"):
+        assert word in said.stdout
+    wrong = build("operatr")
+    assert wrong.returncode == 2
+    assert "no option or target 'operatr'" in wrong.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--tag"], ["--engine", ""], ["--engine", "nothing"]])
+def test_an_option_without_a_usable_value_is_refused(arguments: list[str]) -> None:
+    done = build(*arguments)
+    assert done.returncode == 2
+    assert "images/build.sh: " in done.stderr
