@@ -1,7 +1,12 @@
 """The Dockerfile and what builds it, as far as that can be told without building."""
 
+import ast
 import re
 import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -48,6 +53,55 @@ def test_the_last_lines_of_every_image_name_a_plain_user_by_number() -> None:
     for target in ("operator", "runtime", "runtime-cuda"):
         users = re.findall(r"^USER (\S+)$", stage(target), re.MULTILINE)
         assert users[-1] == "10001:10001"
+
+
+LIGHT = ("artifact", "contracts", "nissa", "oona", "planning", "sandbox", "tamiyo", "urza")
+
+
+def imported(folders: Iterable[Path]) -> set[str]:
+    """Names of the packages of others that modules import."""
+    found: set[str] = set()
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {"esper_runtime", "esper_operator"}
+
+
+def plain(requirement: str) -> str:
+    """The name in a requirement, as it is compared."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def brought(names: set[str]) -> set[str]:
+    """Distributions with all that they need themselves."""
+    known: set[str] = set()
+    while names - known:
+        name = (names - known).pop()
+        known.add(name)
+        try:
+            needs = [need for need in requires(name) or () if "extra ==" not in need]
+        except PackageNotFoundError:
+            continue  # for another platform
+        names |= {plain(need) for need in needs}
+    return known
+
+
+def test_the_operators_image_gets_every_package_that_is_imported_in_it_and_no_torch() -> None:
+    """What `RUN` in the stage `source` writes, against the imports of the packages without torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    trains = ast.literal_eval(re.findall(r"trains = (\(.*?\));", DOCKERFILE)[0])
+    named = {plain(need) for need in project["dependencies"]} - set(trains)
+    named |= {plain(need) for need in project["optional-dependencies"]["operator"]}
+    there = brought(named)
+    folders = [ROOT / "esper_runtime" / name for name in LIGHT]
+    homes = packages_distributions()
+    wanted = imported([*folders, ROOT / "operator"])
+    lacking = {name for name in wanted if not {plain(each) for each in homes.get(name, ())} & there}
+    assert not lacking
+    assert "torch" not in there
 
 
 def test_help_says_what_there_is_and_a_wrong_word_is_refused() -> None:
