@@ -160,6 +160,9 @@ class HomeBus:
         self._file(self._me).unlink(missing_ok=True)
         self._joined = False
         if not self.users():
+            if not self._server.is_alive():  # another user may have started it again
+                self._server = self._found()
+                self._server.adopt()
             self._server.stop()
 
     def _file(self, process: ProcessRecord) -> Path:

@@ -185,3 +185,16 @@ def test_a_place_that_takes_no_more_bytes_is_named_and_works_again_later(home: P
     assert not list((home / "bus-users").iterdir())
     with HomeBus("run", home) as bus:
         assert bus.pid
+
+
+def test_the_last_one_ends_a_bus_that_another_one_has_started_again(home: Path) -> None:
+    last, other = HomeBus("run", home).join(), HomeBus("command", home).join()
+    os.kill(last.pid or 0, signal.SIGKILL)
+    while other.alive:
+        time.sleep(0.01)
+    assert other.revive()
+    revived = record_of("bus", other.pid or 0)
+    other.leave()
+    assert revived.alive
+    last.leave()
+    assert not revived.alive
