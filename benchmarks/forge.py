@@ -151,7 +151,6 @@ def elsewhere(pipeline: Pipeline, name: str, interface: Interface) -> str:
         request = {
             "graph": blueprint.model_dump(mode="json", by_alias=True),
             "interface": spec.interface.model_dump(mode="json", by_alias=True),
-            "device": spec.target.device,
             "arch": spec.target.arch,
             "compiler": compiler(),
         }
