@@ -165,7 +165,7 @@ class Loop:
         return None
 
     def _new_twins(self) -> Twins | None:
-        """Compiled twins, where the manifest wants them and a library makes them: on the CPU."""
+        """Compiled twins on the CPU, where the manifest wants them and something finds their kernels."""
         parts, supply = self.parts, self.supply
         training = parts.run.spec.training
         if parts.run.spec.growth.kernels.twins is TwinChoice.NEVER:
