@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from esper_runtime.contracts import KernelsArrived, load_run
 from esper_runtime.kasmina import Shelf
 from esper_runtime.tolaria import Trainer
 from tests.cli.manifests import write
+from tests.oona.bus import eventually
 from tests.tolaria.runs import Recorder
 
 FEW = ("spec.growth.blueprints", {"include": ["mlp", "low-rank"]})
@@ -36,18 +35,17 @@ def prepared(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, o
 
 
 def test_what_was_prepared_is_all_that_a_run_needs_where_nothing_can_be_made(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path, FEW)
-    first = prepared(capsys, str(path))
-    kernels = first["kernels"]
+    path, before = write(tmp_path, FEW), Shelf(home).artifacts()
+    kernels = prepared(capsys, str(path))["kernels"]
     assert isinstance(kernels, list)
-    assert kernels
-    assert all(kernel["made"] and kernel["pipeline"] == "fast" for kernel in kernels)
     assert {kernel["name"] for kernel in kernels} == {"mlp", "low-rank"}
-    again = prepared(capsys, str(path))["kernels"]
-    assert again == [kernel | {"made": False} for kernel in kernels]
+    for kernel in kernels:
+        assert kernel["pipeline"] == "fast"
+        assert kernel["made"] is (f"{kernel['kernel']}-{kernel['digest'][:16]}" not in before)
     monkeypatch.setattr("sys.executable", "/bin/false")
+    assert prepared(capsys, str(path))["kernels"] == [kernel | {"made": False} for kernel in kernels]
     recorder = Recorder()
     Trainer(load_run(path), tmp_path / "run", recorder).run()
     (arrived,) = recorder.of(KernelsArrived)
@@ -70,29 +68,21 @@ def test_a_wrong_manifest_is_refused_before_anything_is_made(
     assert not fresh.exists()
 
 
-def test_an_interrupted_preparation_keeps_what_is_made_and_goes_on(
+def test_an_interrupted_preparation_keeps_what_is_made(
     fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "esper_runtime.cli", "forge", "prepare", str(path)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
-    deadline = time.monotonic() + 60
-    while not list(fresh.glob("kernels/*.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 75, said
-    assert "stopped; what is made stays" in said
+
+    def interrupt() -> None:
+        eventually(lambda: list(fresh.glob("kernels/*.json")), 50)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert invoke(["forge", "prepare", str(path)]) == 75
+    thread.join()
+    assert "stopped; what is made stays" in capsys.readouterr().err
     shelf, trust = Shelf(fresh), KeyRing(fresh).trust
     kept = {name[:-17] for name in shelf.artifacts()}
     assert kept
     assert not shelf.usable(kept, trust)[1]
-    made = prepared(capsys, str(write(tmp_path, FEW)))["kernels"]
-    assert isinstance(made, list)
-    assert {kernel["kernel"] for kernel in made if not kernel["made"]} == kept & {k["kernel"] for k in made}

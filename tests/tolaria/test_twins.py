@@ -35,7 +35,7 @@ from tests.oona.bus import eventually
 from tests.tezzeret.kernels import slot
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest
 
-STEPS, OFFERED = 120, 40
+STEPS, OFFERED, KEPT = 120, 40, 90
 
 
 def described(twins: str):
@@ -183,7 +183,7 @@ def test_without_a_library_a_twin_comes_from_the_shelf(compiled: UsableKernel, t
 
             def on_step(number, loss):
                 step(number, loss)
-                if number == OFFERED:
+                if number == KEPT:
                     eventually(lambda: supply.waiting)
                     supply.cache.fill([compiled.artifact])
 
