@@ -39,6 +39,7 @@ BARS = (
     "library_query",
     "integrity",
     "only_urabrask",
+    "cluster_bus",
     "rejection",
     "operator_scale",
     "images",

@@ -1,6 +1,5 @@
 """A nats-server with the configuration of a cluster's bus, on this machine."""
 
-import os
 import shutil
 import signal
 import socket
@@ -62,8 +61,12 @@ class ClusterServer:
     def start(self) -> None:
         """Start it, and return when it listens."""
         self._process = subprocess.Popen(
-            [str(find_server()), "-c", str(self._folder / "nats.conf"), "-l", str(self._folder / "log")],
-            env={**os.environ, "SERVER_NAME": "esper-nats-0"},
+            [
+                str(find_server()),
+                *("--config", str(self._folder / "nats.conf")),
+                *("--name", "esper-nats-0"),
+                *("-l", str(self._folder / "log")),
+            ],
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 20

@@ -61,27 +61,46 @@ _idle = click.option(
     metavar="SECONDS",
     help="End after so long without work.",
 )
+_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="To work for; auto: cuda where there is one.",
+)
 
 
 @pod.command()
 @_config
 @_idle
-def tezzeret(config: Path, idle: float) -> int:
+@_device
+def tezzeret(config: Path, idle: float, device: str) -> int:
     """Make kernels of blueprints until there is no more work."""
     _settle(Role.TEZZERET, config)
-    return work_off(Role.TEZZERET, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
+    return work_off(
+        Role.TEZZERET, None, _chosen(device), idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE)
+    )
 
 
 @pod.command()
 @_config
 @_idle
-def urabrask(config: Path, idle: float) -> int:
+@_device
+def urabrask(config: Path, idle: float, device: str) -> int:
     """Test kernels in a sandbox until there is no more work."""
     _settle(Role.URABRASK, config)
-    return work_off(Role.URABRASK, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
+    return work_off(
+        Role.URABRASK, None, _chosen(device), idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE)
+    )
 
 
 def _settle(role: Role, config: Path) -> None:
     from esper_runtime.local.pod import worker_settled
 
     worker_settled(role, config)
+
+
+def _chosen(device: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

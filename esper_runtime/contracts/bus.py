@@ -1,8 +1,10 @@
 """What travels over the bus: CloudEvents, their subjects, and the models that have no better home."""
 
 import json
+import os
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -15,6 +17,9 @@ from esper_runtime.contracts.errors import InputError
 LOCAL_NAMESPACE = "local"
 """Namespace of runs on one machine."""
 LIBRARY_SUBJECT = "esper.library.events"
+
+NAMESPACE_VARIABLE, RUN_VARIABLE, UID_VARIABLE = "ESPER_NAMESPACE", "ESPER_RUN", "ESPER_RUN_UID"
+"""Environment variables of a training pod: namespace, name and uid of its run's resource."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _TRACEPARENT = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
@@ -73,6 +78,64 @@ def run_subject(namespace: str, run: str, channel: Channel) -> str:
     check_subject_word(namespace, "namespace")
     check_subject_word(run, "run")
     return f"esper.run.{namespace}.{run}.{Channel(channel).value}"
+
+
+def name_on_bus(run: str, uid: str) -> str:
+    """A run's name in subjects on a cluster: with the first 8 characters of its resource's uid.
+
+    Raises:
+        InputError: the name cannot stand in a subject, or the uid is none.
+    """
+    if len(uid) < 8:
+        raise InputError(f"uid {uid!r}: the uid of a resource has at least 8 characters")
+    return check_subject_word(f"{run}-{uid[:8]}", "run")
+
+
+@dataclass(frozen=True)
+class RunOnBus:
+    """Where a run is on the bus: on one machine its name in `LOCAL_NAMESPACE`, in a pod as that says.
+
+    Attributes:
+        namespace: of the run.
+        run: its name there.
+    """
+
+    namespace: str
+    run: str
+
+    @classmethod
+    def of(cls, run: str) -> Self:
+        """The place of the run that is trained, or looked at, in this process's environment.
+
+        Args:
+            run: its name in the manifest.
+
+        Raises:
+            InputError: the environment is that of another run's pod, or lacks something.
+        """
+        namespace, uid = os.environ.get(NAMESPACE_VARIABLE), os.environ.get(UID_VARIABLE)
+        if not namespace and not uid:
+            return cls(LOCAL_NAMESPACE, run)
+        if not namespace or not uid:
+            lacks = NAMESPACE_VARIABLE if uid else UID_VARIABLE
+            raise InputError(f"{lacks} is not set: {NAMESPACE_VARIABLE} and {UID_VARIABLE} belong together")
+        mine = os.environ.get(RUN_VARIABLE, run)
+        if mine != run:
+            raise InputError(f"metadata.name is {run!r}, but {RUN_VARIABLE} says that this is run {mine!r}")
+        return cls(check_subject_word(namespace, "namespace"), name_on_bus(run, uid))
+
+    def subject(self, channel: Channel) -> str:
+        """As `run_subject`.
+
+        Raises:
+            InputError: the namespace or the run cannot stand in a subject.
+        """
+        return run_subject(self.namespace, self.run, channel)
+
+    @property
+    def source(self) -> str:
+        """Of its events."""
+        return f"/runs/{self.namespace}/{self.run}"
 
 
 def forge_subject(work: Literal["compile", "evaluate"], target: str) -> str:

@@ -52,6 +52,10 @@ class ClusterError(EsperError):
     """A Kubernetes cluster cannot be reached, or refuses what it was asked; the text has its words."""
 
 
+class OvertakenError(EsperError):
+    """Another attempt of this run has gone on; this one ends and writes nothing more."""
+
+
 class ArtifactError(EsperError):
     """An artifact, signature or key is refused: digest, form, signer or revocation; the text says which."""
 

@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from esper_runtime.contracts import LOCAL_NAMESPACE, JournalEntry
+from esper_runtime.contracts import JournalEntry, RunOnBus
 from esper_runtime.local.home import FORGE_VARIABLE
 from esper_runtime.local.processes import read_table
 from esper_runtime.nissa import count
 from esper_runtime.oona import LIBRARY_VARIABLE, Bridge, BusAddress
 from esper_runtime.tolaria import LibraryLink, Observer
-
-NAMESPACE_VARIABLE, UID_VARIABLE = "ESPER_NAMESPACE", "ESPER_RUN_UID"
-"""Environment variables that the operator sets in training pods."""
 
 FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
 """How long the end of a run waits for what was not sent yet, with and without a bus."""
@@ -51,16 +48,6 @@ class Both:
         self._second.on_preparing(text, done, total)
 
 
-def name_on_bus(run: str) -> tuple[str, str]:
-    """Namespace and name that a run's subjects carry.
-
-    On a cluster the environment gives the namespace and the resource's uid: no other run, nor a later one
-    of the name, has the same subjects.
-    """
-    namespace, uid = os.environ.get(NAMESPACE_VARIABLE), os.environ.get(UID_VARIABLE)
-    return (namespace, f"{run}-{uid[:8]}") if namespace and uid else (LOCAL_NAMESPACE, run)
-
-
 def library_link(run: str) -> LibraryLink | None:
     """The way to the library that the environment names, for the trainer of ``run``; None for none."""
     path = os.environ.get(LIBRARY_VARIABLE)
@@ -68,7 +55,7 @@ def library_link(run: str) -> LibraryLink | None:
         return None
     table = os.environ.get(FORGE_VARIABLE)
     made = partial(_works, Path(table)) if table else lambda: True
-    return LibraryLink(lambda: BusAddress.load(Path(path)), *name_on_bus(run), made)
+    return LibraryLink(lambda: BusAddress.load(Path(path)), RunOnBus.of(run), made)
 
 
 def _works(table: Path) -> bool:
@@ -92,9 +79,8 @@ def connected(
     if address is None:
         yield None
         return
-    namespace, name = name_on_bus(run)
-    made = namespace != LOCAL_NAMESPACE  # on a cluster, by the operator: a training may make none
-    bridge = Bridge(address, namespace, name, f"/runs/{namespace}/{name}", journal, make=not made)
+    place = RunOnBus.of(run)
+    bridge = Bridge(address, place.namespace, place.run, place.source, journal)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     bridge.start()

@@ -16,6 +16,7 @@ from esper_runtime.contracts import (
     InputError,
     MorphogeneticRun,
     OutputFormat,
+    OvertakenError,
     PeerLostError,
     RunFailedError,
     Started,
@@ -117,6 +118,9 @@ def run_manifest(
         except PeerLostError as error:
             progress.say(str(error))
             return EXIT_PEER_LOST
+        except OvertakenError as error:
+            progress.say(str(error))
+            return EXIT_INTERRUPTED
         except EsperError as error:
             if not folder.started and not isinstance(error, RunFailedError):
                 raise InputError(str(error)) from error

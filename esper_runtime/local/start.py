@@ -88,7 +88,7 @@ def supervise_manifest(
                 environment[LIBRARY_VARIABLE] = str(training.resolve())
                 if forge_workers == 0 and not bus:
                     environment[FORGE_VARIABLE] = str(forge_table(home.home).resolve())
-                elif forge_workers != 0:
+                elif forge_workers != 0 and not _of_run(address):
                     helpers.append(_forge(home.home, training if bus else None, forge_workers))
         return supervise(
             Job(
@@ -116,6 +116,12 @@ def _forge(home: Path, bus: Path | None, workers: int | None) -> Helper:
     log = log_file(home / "logs" / "forge.log")
     process = ServiceProcess("forge", command, {PARENT: Parent.me().text}, log)
     return Helper("forge", process, NO_LIBRARY, early=True)
+
+
+def _of_run(address: BusAddress | None) -> bool:
+    """Whether the address is a run's on a cluster, where the forge is not this machine's."""
+    mine = None if address is None else address.read_credentials()
+    return mine is not None and mine.of_run
 
 
 def _own_address(port: Port) -> BusAddress:

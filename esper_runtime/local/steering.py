@@ -15,7 +15,6 @@ import nats.errors
 from nats.js.errors import NotFoundError
 
 from esper_runtime.contracts import (
-    LOCAL_NAMESPACE,
     STEERING_TYPE,
     WITH_SLOT,
     BusError,
@@ -25,12 +24,12 @@ from esper_runtime.contracts import (
     InputError,
     JournalEntry,
     Progress,
+    RunOnBus,
     Started,
     Steer,
     Steered,
     SteeringCommand,
     nearest,
-    run_subject,
 )
 from esper_runtime.local.folder import RunFolder
 from esper_runtime.local.processes import ProcessRecord, read_table, send
@@ -91,7 +90,7 @@ def status_of(folder: RunFolder) -> Status:
 async def _last_progress(address: BusAddress, run: str) -> Progress | None:
     client = await connect(address, f"esper status {run}", patience=PATIENCE, reconnect=False)
     try:
-        subject = run_subject(LOCAL_NAMESPACE, run, Channel.PROGRESS)
+        subject = RunOnBus.of(run).subject(Channel.PROGRESS)
         message = await client.jetstream().get_last_msg("PROGRESS", subject, direct=True)
         return Progress.model_validate(CloudEvent.decoded(message.data or b"").data)
     except (NotFoundError, nats.errors.NoRespondersError):  # the stream may not have been made yet
@@ -173,12 +172,16 @@ def _check_slot(entries: Sequence[JournalEntry], slot: str) -> None:
 
 
 async def _publish(address: BusAddress, command: SteeringCommand) -> None:
+    mine = address.read_credentials()
+    if mine is not None and mine.of_run:
+        raise BusError("on a cluster a run's own credentials may not command it; change its resource instead")
+    place = RunOnBus.of(command.run)
     client = await connect(address, f"esper {command.command} {command.run}", patience=PATIENCE)
     try:
-        subject = run_subject(LOCAL_NAMESPACE, command.run, Channel.DIRECTIVE)
+        subject = place.subject(Channel.DIRECTIVE)
         js = client.jetstream(timeout=PATIENCE)
         await ensure_streams(js)
-        durable = consumer_name(LOCAL_NAMESPACE, command.run)
+        durable = consumer_name(place.namespace, place.run)
         await ensure_consumer(js, "EVENTS", durable, subject, only_new=True)
         event = CloudEvent.new(STEERING_TYPE, f"/people/{command.by}", command, command.id)
         await publish_event(client, subject, event, patience=PATIENCE)

@@ -3,7 +3,7 @@
 A training thread uses a `Bridge`, which never makes it wait; everybody else `connect`s.
 """
 
-from esper_runtime.oona.accounts import BusKeys, consumer_name, run_on_bus
+from esper_runtime.oona.accounts import BusKeys, consumer_name
 from esper_runtime.oona.address import BUS_VARIABLE, LIBRARY_VARIABLE, BusAddress
 from esper_runtime.oona.binary import find_server
 from esper_runtime.oona.bridge import Bridge, BridgeCounts
@@ -78,6 +78,5 @@ __all__ = [
     "publish",
     "publish_event",
     "push_account",
-    "run_on_bus",
     "tls_files",
 ]

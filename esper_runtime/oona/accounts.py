@@ -11,12 +11,15 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from esper_runtime.contracts import InputError, check_subject_word
-from esper_runtime.oona.nkeys import ROLE_TAG, RUN_TAG, Credentials, KeyKind, NatsKey, inbox_of, mint
+from esper_runtime.contracts import InputError, check_subject_word, name_on_bus
+from esper_runtime.oona.nkeys import ROLE_TAG, RUN_TAG, Credentials, KeyKind, NatsKey, claims, inbox_of, mint
 from esper_runtime.oona.roles import BusRole
 from esper_runtime.oona.walls import ROLES, Passage, of_core, of_library, of_role, of_run
 
 _MASTER = "master.key"
+_RUN = "run/"
+_FOR_GOOD = 2**33
+"""A user is revoked up to this date (Unix time; in the year 2242), whenever its JWT was issued."""
 _NO_LIMIT = -1
 
 
@@ -117,13 +120,12 @@ class BusKeys:
             InputError: namespace or run cannot stand in a subject, or the uid is none.
         """
         name = _of_run(namespace, run, uid)
-        on_bus = run_on_bus(run, uid)
+        on_bus = name_on_bus(run, uid)
         mine = of_run(namespace, on_bus, consumer_name(namespace, on_bus))
         imports = [one.imported(self._account(_of_namespace(namespace)).public) for one in mine]
         imports += [one.imported(self._account("CORE").public) for one in of_library()]
-        now = _now()
-        revoked = {self._user(name, f"attempt {number}").public: now for number in range(1, attempt)}
-        return self._account_jwt(name, imports=imports, revoked=revoked, issued=now)
+        revoked = {self._user(name, f"attempt {number}").public: _FOR_GOOD for number in range(1, attempt)}
+        return self._account_jwt(name, imports=imports, revoked=revoked)
 
     def run_account(self, namespace: str, run: str, uid: str) -> str:
         """Public key of a run's account."""
@@ -173,7 +175,7 @@ class BusKeys:
         Raises:
             InputError: as `run_account_jwt`.
         """
-        name, on_bus = _of_run(namespace, run, uid), run_on_bus(run, uid)
+        name, on_bus = _of_run(namespace, run, uid), name_on_bus(run, uid)
         mine = (*of_run(namespace, on_bus, consumer_name(namespace, on_bus)), *of_library())
         return self._creds(name, f"attempt {attempt}", mine, RUN_TAG)
 
@@ -197,7 +199,6 @@ class BusKeys:
         imports: Iterable[Mapping[str, Any]] = (),
         storage: bool = False,
         revoked: Mapping[str, int] | None = None,
-        issued: int | None = None,
     ) -> str:
         free = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
         stored = ("mem_storage", "disk_storage", "streams", "consumer")
@@ -213,7 +214,7 @@ class BusKeys:
         }
         if revoked:
             nats["revocations"] = dict(revoked)
-        return mint(self._operator, self._account(name).public, name, nats, issued or _now())
+        return mint(self._operator, self._account(name).public, name, nats, _now())
 
     def _creds(self, account: str, name: str, rights: Iterable[Passage] | None, tag: str = "") -> str:
         key = self._user(account, name)
@@ -230,13 +231,9 @@ class BusKeys:
         return Credentials(token, key).text()
 
 
-def run_on_bus(run: str, uid: str) -> str:
-    """The name of a run in subjects on a cluster: with the first 8 digits of its resource's uid.
-
-    Raises:
-        InputError: the name cannot stand in a subject, or the uid is none.
-    """
-    return check_subject_word(f"{run}-{uid[:8]}", "run")
+def is_of_run(token: str) -> bool:
+    """Whether an account's JWT is that of a run."""
+    return str(claims(token).get("name", "")).startswith(_RUN)
 
 
 def consumer_name(namespace: str, run: str) -> str:
@@ -254,9 +251,7 @@ def _of_namespace(namespace: str) -> str:
 
 def _of_run(namespace: str, run: str, uid: str) -> str:
     """The whole uid is in it: what two short ones have in common is no way in."""
-    if len(uid) < 8:
-        raise InputError(f"uid {uid!r}: the uid of a resource has at least 8 characters")
-    return f"run/{check_subject_word(namespace, 'namespace')}/{run_on_bus(run, uid)}/{uid}"
+    return f"{_RUN}{check_subject_word(namespace, 'namespace')}/{name_on_bus(run, uid)}/{uid}"
 
 
 def _now() -> int:

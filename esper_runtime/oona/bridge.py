@@ -53,6 +53,9 @@ class Bridge:
     operations, without a lock, a system call or serialisation, whatever the state of the bus. The bus may be
     away from the start, go and come back; nothing here raises because of it.
 
+    Streams and consumer are made where they lack, unless the credentials are those of a run on a cluster, for
+    which they were made.
+
     Args:
         address: of the bus.
         namespace: of the run; on one machine `LOCAL_NAMESPACE`.
@@ -60,8 +63,6 @@ class Bridge:
         source: of its events, e.g. ``/runs/local/NAME``.
         journal: the run's journal file, which is copied to the bus as it grows; None for no copy.
         buffer: samples of telemetry kept while the bus is away; the oldest are dropped and counted.
-        make: whether to make streams and consumer where they lack; False where the credentials do not allow
-            it and they were made beforehand.
 
     Raises:
         InputError: namespace or run cannot stand in a subject.
@@ -76,10 +77,9 @@ class Bridge:
         journal: Path | None = None,
         *,
         buffer: int = DEFAULT_BUFFER,
-        make: bool = True,
     ) -> None:
         self._buffer = TelemetryBuffer(buffer)
-        self._courier = Courier(address, namespace, run, source, journal, self._buffer, make)
+        self._courier = Courier(address, namespace, run, source, journal, self._buffer)
         self._latest = self._courier.latest
         self._arrived = self._courier.arrived
         self._given: deque[Received] = deque()
@@ -134,6 +134,11 @@ class Bridge:
             self._given.append(self._arrived.popleft())
         self._received += len(self._given)
         return [received.event for received in self._given]
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another attempt of this run has gone on, as the journal on the bus shows."""
+        return self._courier.copy is not None and self._courier.copy.overtaken
 
     # For anybody
 

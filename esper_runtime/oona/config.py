@@ -41,7 +41,7 @@ def nats_config(
     peers: Sequence[str] = (),
     cluster_port: int = CLUSTER_PORT,
 ) -> str:
-    """The text of ``nats.conf``. Each server takes its name from the environment variable ``SERVER_NAME``.
+    """The text of ``nats.conf``. Each server of a cluster gets its name by ``--name``.
 
     Args:
         keys: of the bus.
@@ -57,7 +57,6 @@ def nats_config(
     """
     accounts = keys.fixed_accounts()
     lines = [
-        "server_name: $SERVER_NAME",
         f"listen: {json.dumps(f'{host}:{port}')}",
         f"max_payload: {MAX_MESSAGE}",
         "max_control_line: 32KB",
@@ -74,7 +73,7 @@ def nats_config(
         f"  max_memory_store: 67108864\n  max_file_store: {storage}\n}}",
     ]
     if monitor is not None:
-        lines.insert(2, f"http: {json.dumps(f'{host}:{monitor}')}")
+        lines.insert(1, f"http: {json.dumps(f'{host}:{monitor}')}")
     if tls is not None:
         lines.append(_TLS.format(folder=tls, more=""))
     if peers:
@@ -89,7 +88,7 @@ def _cluster(keys: BusKeys, tls: str | None, host: str, port: int, peers: Sequen
     return (
         f"cluster {{\n  name: esper\n  listen: {json.dumps(f'{host}:{port}')}\n"
         f"  authorization {{ user: esper, password: {json.dumps(password)} }}\n"
-        f"  routes: [\n{routes}\n  ]\n{secured}}}"
+        f"  no_advertise: true\n  routes: [\n{routes}\n  ]\n{secured}}}"
     )
 
 

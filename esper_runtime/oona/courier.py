@@ -74,7 +74,6 @@ class Courier:
         source: of its events.
         journal: file to copy; None for none.
         buffer: telemetry of the run.
-        make: whether to make streams and consumer where they lack.
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class Courier:
         source: str,
         journal: Path | None,
         buffer: TelemetryBuffer,
-        make: bool,
     ) -> None:
         self.latest: dict[Channel, deque[tuple[str, Item]]] = {
             channel: deque(maxlen=1) for channel in (Channel.STATE, Channel.PROGRESS)
@@ -98,7 +96,7 @@ class Courier:
         self._subjects = {channel: run_subject(namespace, run, channel) for channel in Channel}
         self.copy = JournalCopy(journal, self._subjects[Channel.JOURNAL], source) if journal else None
         self.reports = Reports(self._subjects[Channel.REPORT], source)
-        self._address, self._source, self._buffer, self._make = address, source, buffer, make
+        self._address, self._source, self._buffer = address, source, buffer
         self._name = f"esper {source}"
         self._trace = secrets.token_hex(16)
         self._unique = secrets.token_hex(6)
@@ -167,7 +165,10 @@ class Courier:
 
     async def _prepare(self, client: Client) -> None:
         js = client.jetstream(timeout=5)
-        if self._make:
+        mine = self._address.read_credentials()
+        if self.copy is not None:
+            self.copy.fenced = mine is not None and mine.of_run
+        if mine is None or not mine.imports:  # else all is there, and nothing can be made
             subject = self._subjects[Channel.DIRECTIVE]
             try:
                 await ensure_streams(js)

@@ -85,6 +85,11 @@ class JournalCopy:
         source: of the events.
     """
 
+    fenced = False
+    """Whether only attempts of this run may write there: an unknown entry shows that another one goes on."""
+    overtaken = False
+    """Whether another attempt of the run has gone on; nothing more is copied then."""
+
     def __init__(self, path: Path, subject: str, source: str) -> None:
         self._file = JournalFile(path)
         self._subject, self._source = subject, source
@@ -97,7 +102,7 @@ class JournalCopy:
         """Find out what the bus has, send what it lacks, and go on as the file grows."""
         self._all_sent = False
         waiting = await self._resume(client)
-        while True:
+        while not self.overtaken:
             for line in waiting:
                 try:
                     await self._send(client, line)
@@ -109,10 +114,11 @@ class JournalCopy:
                 waiting = found or []
                 self._all_sent = not waiting
                 await asyncio.sleep(POLL if found is None else 0)
+        await asyncio.Event().wait()
 
     def caught_up(self) -> bool:
         """Whether nothing that is in the file now lacks on the bus."""
-        return self._all_sent and self._file.at_end()
+        return self.overtaken or (self._all_sent and self._file.at_end())
 
     async def _resume(self, client: Client) -> list[Line]:
         """Read the file up to the last entry on the bus; returns the entries after it that were read too."""
@@ -124,6 +130,7 @@ class JournalCopy:
                     self.copied = line.sequence
                     return lines[index + 1 :]
             await asyncio.sleep(0)
+        self.overtaken = self.fenced and digest is not None and self.copied >= 0
         self._file.rewind()  # the bus has nothing, or the copy of another run of this name
         self.copied = -1
         return []

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import Collection
 from typing import Any, Self
 
 import nats.errors
@@ -10,8 +11,8 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
-from esper_runtime.contracts import BusError, Channel, run_subject
-from esper_runtime.oona.accounts import BusKeys, consumer_name, run_on_bus
+from esper_runtime.contracts import BusError, Channel, name_on_bus, run_subject
+from esper_runtime.oona.accounts import BusKeys, consumer_name, is_of_run
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.client import connect, disconnect
 from esper_runtime.oona.nkeys import claims
@@ -42,6 +43,7 @@ class BusKeeper:
         self.keys = keys
         self._url, self._tls_ca, self._replicas = url, tls_ca, replicas
         self._clients: dict[str, Client] = {}
+        self._others: set[str] = set()
         self._lock = asyncio.Lock()
 
     def address(self, creds: str) -> BusAddress:
@@ -111,7 +113,7 @@ class BusKeeper:
         made = await self.prepare_namespace(namespace)
         token = self.keys.run_account_jwt(namespace, run, uid, attempt)
         pushed = await push_account(await self.system(), token)
-        on_bus = run_on_bus(run, uid)
+        on_bus = name_on_bus(run, uid)
         new = await ensure_consumer(
             (await self.namespace(namespace)).jetstream(timeout=PATIENCE),
             "EVENTS",
@@ -131,6 +133,33 @@ class BusKeeper:
         account = self.keys.run_account(namespace, run, uid)
         await _delete_accounts(await self.system(), self.keys, [account])
 
+    async def keep_only(self, runs: Collection[tuple[str, str, str]]) -> list[str]:
+        """`revoke` all runs that a server knows but for these.
+
+        Args:
+            runs: namespace, name and uid of each.
+
+        Returns:
+            The public keys of the accounts that were forgotten.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        system = await self.system()
+        kept = (
+            {self.keys.run_account(*run) for run in runs} | self.keys.fixed_accounts().keys() | self._others
+        )
+        gone = []
+        for account in set(await _known_accounts(system)) - kept:
+            token = await _known_account(system, account)
+            if token is not None and is_of_run(token):
+                gone.append(account)
+            else:
+                self._others.add(account)
+        if gone:
+            await _delete_accounts(system, self.keys, gone)
+        return gone
+
     async def forget_run(self, namespace: str, run: str, uid: str) -> None:
         """`revoke`, and remove what the bus has of the run; its field reports stay.
 
@@ -139,7 +168,7 @@ class BusKeeper:
         """
         await self.revoke(namespace, run, uid)
         js = (await self.namespace(namespace)).jetstream(timeout=PATIENCE)
-        on_bus = run_on_bus(run, uid)
+        on_bus = name_on_bus(run, uid)
         try:
             for stream in _OF_RUN:
                 await js.purge_stream(stream, subject=f"esper.run.{namespace}.{on_bus}.>")
@@ -215,6 +244,14 @@ async def _known_account(system: Client, account: str) -> str | None:
     except (nats.errors.Error, OSError) as error:
         raise BusError(f"the bus does not say what it knows of account {account} ({error})") from error
     return answer.data.decode(errors="replace") or None
+
+
+async def _known_accounts(system: Client) -> list[str]:
+    try:
+        answer = json.loads((await system.request("$SYS.REQ.CLAIMS.LIST", b"", timeout=PATIENCE)).data)
+        return [str(account) for account in answer["data"]]
+    except (nats.errors.Error, OSError, ValueError, KeyError, TypeError) as error:
+        raise BusError(f"the bus does not say which accounts it knows ({error})") from error
 
 
 async def _delete_accounts(system: Client, keys: BusKeys, accounts: list[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from esper_runtime.oona.streams import DUPLICATE_WINDOW, ensure
+from esper_runtime.oona.streams import DUPLICATE_WINDOW, ensure, library_streams
 
 BLUEPRINTS, WISHES = "blueprints", "wishes"
 COMPILED, VERDICTS, RULINGS = "compiled", "verdicts", "rulings"
@@ -68,7 +68,7 @@ def store_configs() -> tuple[StreamConfig, ...]:
 
 
 async def ensure_library_stores(js: JetStreamContext) -> list[str]:
-    """Make the buckets and the object store that lack; what exists is not changed.
+    """Make the streams, buckets and object store of library and forge that lack; what exists is not changed.
 
     Returns:
         The names of the streams that were made.
@@ -76,4 +76,4 @@ async def ensure_library_stores(js: JetStreamContext) -> list[str]:
     Raises:
         BusError: one that exists contradicts ours, or there is no room.
     """
-    return await ensure(js, store_configs())
+    return await ensure(js, (*library_streams(), *store_configs()))

@@ -29,8 +29,8 @@ from esper_runtime.contracts import (
     KernelWish,
     Pipeline,
     Ruling,
+    RunOnBus,
     Target,
-    run_subject,
 )
 from esper_runtime.kasmina import Shelf, spec_for
 from esper_runtime.oona import BusAddress, Reports, connect, disconnect
@@ -69,16 +69,14 @@ class LibraryLink:
 
     Args:
         address: gives that of the library's bus, with the rights of a training; asked at each try.
-        namespace: of the run on the bus.
-        run: its name there.
+        place: the run's on the bus.
         made: whether anybody may be there who makes kernels for the library.
     """
 
     def __init__(
         self,
         address: Callable[[], BusAddress],
-        namespace: str,
-        run: str,
+        place: RunOnBus,
         made: Callable[[], bool] = lambda: True,
     ) -> None:
         self.made = made
@@ -89,7 +87,7 @@ class LibraryLink:
         self.settled: set[str] = set()
         """Kernels of `Wanted` that the library has judged, and that are on the shelf where they passed."""
         self._address = address
-        self._reports = Reports(run_subject(namespace, run, Channel.REPORT), f"/runs/{namespace}/{run}")
+        self._reports = Reports(place.subject(Channel.REPORT), place.source)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._more: deque[KernelSpec] = deque()
         self._closing = asyncio.Event()
@@ -151,9 +149,11 @@ class LibraryLink:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _session(self) -> None:
-        client = await connect(self._address(), "training", patience=5.0)
+        address = self._address()
+        mine = address.read_credentials()
+        client = await connect(address, "training", patience=5.0)
         try:
-            library = Library(client, self._trust)
+            library = Library(client, self._trust, wishes=mine is None or not mine.of_run)
             await library.refresh()
             self.connected = True
             async with asyncio.TaskGroup() as group:

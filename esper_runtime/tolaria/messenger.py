@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from esper_runtime.contracts import JournalEntry, KernelReported, Progress
+from esper_runtime.contracts import JournalEntry, KernelReported, OvertakenError, Progress
 from esper_runtime.nissa import Tally
 from esper_runtime.oona import Bridge
 from esper_runtime.tolaria.library import LibraryLink
@@ -39,7 +39,15 @@ class BusObserver:
             self._report(entry)
 
     def on_step(self, step: int, loss: float) -> None:
-        """An optimizer step is done."""
+        """An optimizer step is done.
+
+        Raises:
+            OvertakenError: another attempt of the run has gone on.
+        """
+        if self._bridge.overtaken:
+            raise OvertakenError(
+                f"another attempt of this run has gone on: this one ends at step {step} without a checkpoint"
+            )
         now = time.perf_counter()
         if self._first is None or step < self._step:
             self._first = (step, now)

@@ -46,7 +46,7 @@ class Supply:
     Attributes:
         offers: what arrives; another thread may append to it. Of several ranks, only rank 0 gets any.
         cache: of loaded kernels, where this process has one.
-        wish: says which kernel is wanted, where it can be found or made; it comes as an offer.
+        wish: says to the library which kernel is wanted, where there is one.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ What a kernel's state is follows from the roles' signed words; nobody writes it,
 
 from esper_runtime.urza.artifacts import ArtifactStore, StoredArtifact
 from esper_runtime.urza.bucket import NoBucketError
+from esper_runtime.urza.carry import Carrier
 from esper_runtime.urza.fold import fold
 from esper_runtime.urza.index import KernelIndex, Ranked
 from esper_runtime.urza.library import Library
@@ -17,6 +18,7 @@ from esper_runtime.urza.words import Fault, Word, hear, word_key
 __all__ = [
     "GRACE",
     "ArtifactStore",
+    "Carrier",
     "Fault",
     "Finding",
     "Garbage",

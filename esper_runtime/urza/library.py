@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from esper_runtime.contracts import (
     Verdict,
     utc_now,
 )
-from esper_runtime.oona import BLUEPRINTS, WISHES, OutOfOrderError, publish_event
+from esper_runtime.oona import BLUEPRINTS, WISHES, OutOfOrderError, publish, publish_event
 from esper_runtime.urza.lineage import lineage
 from esper_runtime.urza.reader import BUCKETS, LibraryReader
 from esper_runtime.urza.reports import StoredReport, put_report
@@ -128,6 +129,8 @@ class Library(LibraryReader):
             BusError: it could not be stored.
         """
         kernel = wish.spec.kernel_id
+        if not self._reads_wishes:
+            return await self._send_wish(wish)
         bucket = self._buckets[WISHES]
         while True:
             last = await bucket.last(kernel)  # before what is decided upon is read
@@ -138,6 +141,17 @@ class Library(LibraryReader):
             with contextlib.suppress(OutOfOrderError):
                 await bucket.put(kernel, wish.model_dump_json(by_alias=True).encode(), after=last)
                 return True
+
+    async def _send_wish(self, wish: KernelWish) -> bool:
+        """Where wishes cannot be read, one that was sent over this connection is not sent again."""
+        kernel, said = wish.spec.kernel_id, self._sent_wishes.get(wish.spec.kernel_id)
+        if said is not None and (said or not wish.urgent):
+            return False
+        data = wish.model_dump_json(by_alias=True).encode()
+        identity = f"wish-{kernel}-{wish.urgent}-{secrets.token_hex(4)}"
+        await publish(self._client, f"$KV.{WISHES}.{kernel}", data, identity, patience=self._patience)
+        self._sent_wishes[kernel] = wish.urgent
+        return True
 
     async def put_report(self, report: StoredReport) -> None:
         """Publish a field report of an earlier library again.

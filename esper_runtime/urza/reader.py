@@ -32,7 +32,6 @@ from esper_runtime.oona import (
     connect,
     disconnect,
     ensure_library_stores,
-    ensure_streams,
 )
 from esper_runtime.urza.artifacts import ArtifactStore
 from esper_runtime.urza.bucket import Bucket, NoBucketError
@@ -71,14 +70,25 @@ class LibraryReader:
         trust: whose words count.
         keeper: makes the buckets where they lack, also after the bus has lost its storage; the planner's.
         patience: seconds.
+        wishes: whether wishes may be read; False for a run on a cluster, which is not to see those of others.
     """
 
-    def __init__(self, client: Client, trust: Trust, *, keeper: bool = False, patience: float = 10.0) -> None:
+    def __init__(
+        self,
+        client: Client,
+        trust: Trust,
+        *,
+        keeper: bool = False,
+        patience: float = 10.0,
+        wishes: bool = True,
+    ) -> None:
         self.artifacts = ArtifactStore(client, patience)
         self.trust = trust
         self._client = client
         self._keeper = keeper
         self._patience = patience
+        self._reads_wishes = wishes
+        self._sent_wishes: dict[str, bool] = {}
         self._ignored: Counter[Fault] = Counter()
         self._watchers: list[dict[str, KernelRecord]] = []
         self._lock = asyncio.Lock()
@@ -305,7 +315,7 @@ class LibraryReader:
         self._ignored += self._view.ignored
         self._view = LibraryView(self.trust)
         self._incarnation: str | None = None
-        names = (*BUCKETS.values(), WISHES, BLUEPRINTS)
+        names = (*BUCKETS.values(), *((WISHES,) if self._reads_wishes else ()), BLUEPRINTS)
         self._buckets = {
             name: Bucket(self._client, name, self._patience, forgets=name in (WISHES, BLUEPRINTS))
             for name in names
@@ -313,7 +323,6 @@ class LibraryReader:
 
     async def _make(self) -> None:
         js = jetstream(self._client)
-        await ensure_streams(js)
         await ensure_library_stores(js)
         with contextlib.suppress(OutOfOrderError):  # another keeper was first
             await self._buckets[BLUEPRINTS].put(_INCARNATION, secrets.token_hex(8).encode(), after=0)

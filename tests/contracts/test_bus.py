@@ -3,10 +3,15 @@ import json
 import pytest
 
 from esper_runtime.contracts import (
+    LOCAL_NAMESPACE,
+    NAMESPACE_VARIABLE,
+    RUN_VARIABLE,
+    UID_VARIABLE,
     Channel,
     CloudEvent,
     EventType,
     InputError,
+    RunOnBus,
     event_bytes,
     forge_subject,
     run_of_subject,
@@ -71,3 +76,22 @@ def test_words_that_would_change_a_subject_are_refused(word: str) -> None:
 def test_other_subjects_are_no_runs(subject: str) -> None:
     with pytest.raises(InputError, match="is not of the form"):
         run_of_subject(subject)
+
+
+def test_a_runs_place_on_the_bus_follows_from_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (NAMESPACE_VARIABLE, RUN_VARIABLE, UID_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert RunOnBus.of("small") == RunOnBus(LOCAL_NAMESPACE, "small")
+    monkeypatch.setenv(NAMESPACE_VARIABLE, "team")
+    with pytest.raises(InputError, match=r"ESPER_RUN_UID is not set"):
+        RunOnBus.of("small")
+    monkeypatch.setenv(UID_VARIABLE, "0123abcd-1111-2222-3333-444444444444")
+    place = RunOnBus.of("small")
+    assert place.subject(Channel.JOURNAL) == "esper.run.team.small-0123abcd.journal"
+    assert place.source == "/runs/team/small-0123abcd"
+    monkeypatch.setenv(RUN_VARIABLE, "large")
+    with pytest.raises(InputError, match="this is run 'large'"):
+        RunOnBus.of("small")
+    monkeypatch.setenv(UID_VARIABLE, "short")
+    with pytest.raises(InputError, match="at least 8"):
+        RunOnBus.of("large")

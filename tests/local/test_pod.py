@@ -18,7 +18,6 @@ from esper_runtime.artifact import HOME_VARIABLE, KeyRing, Trust, esper_home
 from esper_runtime.artifact.guarded import ALONE_VARIABLE
 from esper_runtime.contracts import ArtifactError, InputError, Interrupted, Resumed, Role, parse_run
 from esper_runtime.local import RunFolder
-from esper_runtime.local.on_bus import NAMESPACE_VARIABLE, UID_VARIABLE, name_on_bus
 from esper_runtime.local.pod import settle, worker_settled
 from esper_runtime.local.pod.master import Master
 from esper_runtime.local.pod.train import Seat
@@ -327,15 +326,6 @@ def test_a_pod_knows_its_seat_from_the_jobs_index_and_a_single_one_needs_nothing
     environment = {"JOB_COMPLETION_INDEX": "1", "ESPER_MASTER": "small-3-0.small"}
     assert Seat.of(two, environment) == Seat(1, 2, Master("small-3-0.small", 29400))
     assert Seat.of(one, {}).index == 0
-
-
-def test_a_runs_subjects_carry_its_namespace_and_the_first_digits_of_its_uid(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert name_on_bus("small") == ("local", "small")
-    monkeypatch.setenv(NAMESPACE_VARIABLE, "team-a")
-    monkeypatch.setenv(UID_VARIABLE, "1b4e28ba-2fa1-11d2-883f-0016d3cca427")
-    assert name_on_bus("small") == ("team-a", "small-1b4e28ba")
 
 
 def test_a_manifest_of_a_cluster_is_one_of_esper_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cryptography import x509
 from nats.aio.client import Client
 
 from benchmarks.cluster_server import ClusterServer
-from esper_runtime.contracts import BusError, EvaluateWork, InputError
+from esper_runtime.contracts import BusError, EvaluateWork, InputError, name_on_bus
 from esper_runtime.oona import (
     BusAddress,
     BusKeeper,
@@ -21,7 +21,6 @@ from esper_runtime.oona import (
     disconnect,
     publish,
     push_account,
-    run_on_bus,
     tls_files,
 )
 from esper_runtime.oona.nkeys import Credentials, KeyKind, NatsKey, claims
@@ -29,8 +28,8 @@ from tests.oona.bus import is_let, on_bus
 
 T = TypeVar("T")
 UID, OTHER = "0123abcd-1111-2222-3333-444444444444", "89abcdef-1111-2222-3333-444444444444"
-MINE = f"esper.run.team.{run_on_bus('small', UID)}."
-THEIRS = f"esper.run.team.{run_on_bus('large', OTHER)}."
+MINE = f"esper.run.team.{name_on_bus('small', UID)}."
+THEIRS = f"esper.run.team.{name_on_bus('large', OTHER)}."
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def kept(server: ClusterServer, work: Callable[[BusKeeper], Awaitable[T]]) -> T:
     """Run ``work`` with the operator's hand."""
 
     async def run() -> T:
-        async with server.keeper() as keeper:
+        async with asyncio.timeout(30), server.keeper() as keeper:
             return await work(keeper)
 
     return asyncio.run(run())
@@ -200,7 +199,7 @@ def test_an_earlier_attempt_is_let_in_no_more_and_its_connection_is_closed(clust
 
 
 def test_a_run_that_is_forgotten_leaves_its_reports_alone(cluster: ClusterServer) -> None:
-    start = f"esper.run.team.{run_on_bus('gone', UID)}."
+    start = f"esper.run.team.{name_on_bus('gone', UID)}."
 
     async def go(keeper: BusKeeper) -> dict[str, int]:
         await keeper.prepare_run("team", "gone", UID, 1)
@@ -214,10 +213,27 @@ def test_a_run_that_is_forgotten_leaves_its_reports_alone(cluster: ClusterServer
         for stream in ("EVENTS", "PROGRESS", "REPORTS"):
             left |= (await js.stream_info(stream, subjects_filter=f"{start}>")).state.subjects or {}
         names = [info.name for info in await js.consumers_info("EVENTS")]
-        assert consumer_name("team", run_on_bus("gone", UID)) not in names
+        assert consumer_name("team", name_on_bus("gone", UID)) not in names
         return left
 
     assert kept(cluster, go) == {f"{start}report": 1}
+
+
+def test_runs_that_are_over_are_let_in_no_more(cluster: ClusterServer) -> None:
+    living = [("team", "small", UID), ("team", "large", OTHER), ("rivals", "small", UID)]
+
+    async def go(keeper: BusKeeper) -> tuple[list[str], list[str]]:
+        await keeper.prepare_run("team", "over", UID, 1)
+        gone = await keeper.keep_only(living)
+        with pytest.raises(BusError, match="refuses"):
+            await connect(cluster.address_of_run("team", "over", UID), "over")
+        await disconnect(await connect(mine(cluster), "small"))
+        await keeper.namespace("team")
+        return gone, await keeper.keep_only(living)
+
+    gone, none = kept(cluster, go)
+    assert cluster.keys.run_account("team", "over", UID) in gone
+    assert none == []
 
 
 def test_a_namespace_that_is_forgotten_leaves_nothing(cluster: ClusterServer) -> None:
@@ -235,7 +251,7 @@ def test_a_namespace_that_is_forgotten_leaves_nothing(cluster: ClusterServer) ->
 
 
 def test_a_run_copies_its_journal_and_hears_what_it_is_told(cluster: ClusterServer) -> None:
-    durable = consumer_name("team", run_on_bus("small", UID))
+    durable = consumer_name("team", name_on_bus("small", UID))
 
     async def run(client: Client) -> tuple[bytes | None, list[bytes]]:
         js = client.jetstream()
@@ -268,7 +284,7 @@ def test_a_wish_arrives_under_the_name_of_its_run(cluster: ClusterServer) -> Non
 
 
 def test_the_same_run_of_another_namespace_sees_nothing_of_it(cluster: ClusterServer) -> None:
-    start = f"esper.run.rivals.{run_on_bus('small', UID)}."
+    start = f"esper.run.rivals.{name_on_bus('small', UID)}."
 
     async def go(keeper: BusKeeper) -> tuple[int, int]:
         before = await _last(await keeper.namespace("team"), "EVENTS")
@@ -320,7 +336,7 @@ def test_workers_do_the_work_that_the_planner_gives_out(cluster: ClusterServer) 
 
 def test_an_answer_sent_to_jetstreams_commands_does_nothing(cluster: ClusterServer) -> None:
     """In one account with the streams, an empty answer sent there deletes them."""
-    durable = consumer_name("team", run_on_bus("small", UID))
+    durable = consumer_name("team", name_on_bus("small", UID))
     ask = f"esper.api.CONSUMER.MSG.NEXT.EVENTS.{durable}"
     nothing = b'{"batch":1,"no_wait":true}'
     commands = ["STREAM.DELETE.EVENTS", "STREAM.PURGE.EVENTS", f"CONSUMER.DELETE.EVENTS.{durable}"]

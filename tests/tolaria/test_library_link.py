@@ -20,6 +20,7 @@ from esper_runtime.contracts import (
     KernelState,
     Role,
     Ruling,
+    RunOnBus,
     Verdict,
 )
 from esper_runtime.kasmina import Growable, Shelf, Stock, current_target, wrap
@@ -116,7 +117,7 @@ def enter(server: BundledServer, ring: KeyRing, *graphs: Blueprint) -> None:
 
 
 def linked(server: BundledServer, ring: KeyRing, model: Growable) -> tuple[LibraryLink, Wanted]:
-    link = LibraryLink(lambda: server.address, "local", "run")
+    link = LibraryLink(lambda: server.address, RunOnBus("local", "run"))
     slots = tuple({slot.place.interface: None for slot in model.slots.values()})
     wanted = Wanted(wanted_kernels(model), slots, current_target(), lambda graph: graph.name != "unwanted")
     return link, wanted
@@ -229,7 +230,7 @@ def test_nobody_is_waited_for_where_no_forge_works_for_the_library(ring: KeyRing
 
     model, shelf = growable("mlp"), Shelf(ring.home)
     forges = [True, False]
-    link, said = LibraryLink(nowhere, "local", "run", lambda: forges.pop(0)), []
+    link, said = LibraryLink(nowhere, RunOnBus("local", "run"), lambda: forges.pop(0)), []
     wait_for_library(link, shelf, ring.trust, wanted_kernels(model), lambda *told: said.append(told), bool)
     assert forges == []
     assert said == [
@@ -242,7 +243,7 @@ def test_without_a_library_a_run_begins_and_ends_all_the_same(ring: KeyRing, tmp
     def nowhere() -> Any:
         raise EsperError("there is none")
 
-    link = LibraryLink(nowhere, "local", "run")
+    link = LibraryLink(nowhere, RunOnBus("local", "run"))
     link.start(Wanted({}, (), current_target(), lambda _: True), Shelf(ring.home), ring.trust)
     begun = time.monotonic()
     link.close()

@@ -1,0 +1,91 @@
+"""What the runs of a namespace say for the library, carried to it: on a cluster they cannot write there."""
+
+import logging
+from collections import Counter
+
+from nats.aio.client import Client
+from pydantic import ValidationError
+
+from esper_runtime.contracts import InputError, KernelWish
+from esper_runtime.oona import Tail
+from esper_runtime.urza.library import Library
+from esper_runtime.urza.reports import StoredReport
+
+MOST_WISHES = 2000
+"""Kernels that the runs of one namespace may wish for: the forge's time is shared by all."""
+
+_log = logging.getLogger(__name__)
+
+
+class Carrier:
+    """Reads the wishes and field reports of a namespace's runs, and enters in the library what makes sense.
+
+    Args:
+        client: a connection to the namespace's account with all rights (`BusKeeper.namespace`).
+        library: with the planner's rights.
+    """
+
+    def __init__(self, client: Client, library: Library) -> None:
+        self.ignored: Counter[str] = Counter()
+        """What was passed over, by reason."""
+        self._library = library
+        self._wishes = Tail(client.jetstream(), "WISHES")
+        self._reports = Tail(client.jetstream(), "REPORTS")
+        self._wished: set[str] = set()
+        self._known: set[str] | None = None
+
+    async def carry(self) -> int:
+        """Carry what came since the last time; after an error the same comes again, and does no harm.
+
+        Returns:
+            How many wishes and reports were new to the library.
+
+        Raises:
+            BusError: one of both does not answer.
+        """
+        new = 0
+        try:
+            for kept in await self._wishes.read():
+                new += await self._wish(kept.subject, kept.data)
+        except BaseException:
+            self._wishes.rewind()
+            raise
+        if self._known is None:
+            self._known = set(await self._library.reports())
+        try:
+            for kept in await self._reports.read():
+                new += await self._report(kept.subject, kept.data, self._known)
+        except BaseException:
+            self._reports.rewind()
+            raise
+        return new
+
+    async def _wish(self, subject: str, data: bytes) -> bool:
+        try:
+            wish = KernelWish.model_validate_json(data, by_alias=True, by_name=False)
+        except ValidationError:
+            return self._ignore("malformed wish", subject)
+        kernel = wish.spec.kernel_id
+        if subject.rpartition(".")[2] != kernel:
+            return self._ignore("misplaced wish", subject)
+        if kernel not in self._wished and len(self._wished) >= MOST_WISHES:
+            return self._ignore("too many wishes", subject)
+        self._wished.add(kernel)
+        return await self._library.wish(wish)
+
+    async def _report(self, subject: str, data: bytes, known: set[str]) -> bool:
+        try:
+            report = StoredReport.read(subject, data)
+        except InputError:
+            return self._ignore("malformed report", subject)
+        if report.identity in known:
+            return False
+        await self._library.put_report(report)
+        known.add(report.identity)
+        return True
+
+    def _ignore(self, why: str, subject: str) -> bool:
+        self.ignored[why] += 1
+        if self.ignored[why] == 1:  # who may send anything must not fill the log
+            _log.warning("%s: %s; this and all others are counted and not carried", subject, why)
+        return False
