@@ -26,6 +26,8 @@ from esper_runtime.planning import EXIT_BUDGET, shape_of
 
 PORT = 29400
 """Where the ranks of a run find each other."""
+METRICS_PORT = 9464
+"""Where Prometheus asks a training how it stands."""
 USER = 10001
 CONTAINER = "training"
 ENDING_SECONDS = 15
@@ -136,7 +138,10 @@ def network_policy_of(namespace: str, settings: Settings) -> Object:
         "spec": {
             "podSelector": training,
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [{"podSelector": training}]}],
+            "ingress": [
+                {"from": [{"podSelector": training}]},
+                {"ports": [{"port": METRICS_PORT, "protocol": "TCP"}]},
+            ],
             "egress": egress,
         },
     }
@@ -243,6 +248,7 @@ def _container(run: Object, manifest: MorphogeneticRun, attempt: int, settings: 
         "image": _image(manifest, settings),
         "imagePullPolicy": template.image_pull_policy if template.image else settings.pull_policy,
         "command": ["esper", "pod", "train"],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "env": _environment(run, manifest, attempt) + [_variable(item) for item in template.env],
         "resources": {key: value for key, value in resources.items() if value},
         "securityContext": {
@@ -280,6 +286,7 @@ def _environment(run: Object, manifest: MorphogeneticRun, attempt: int) -> list[
         "ESPER_RUN": name,
         "ESPER_RUN_UID": run["metadata"]["uid"],
         "ESPER_ATTEMPT": str(attempt),
+        "ESPER_LISTEN": f"0.0.0.0:{METRICS_PORT}",
         "ESPER_HOME": "/tmp/esper-home",
         "HOME": "/tmp",
         "TMPDIR": "/tmp",

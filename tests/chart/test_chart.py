@@ -1,5 +1,6 @@
 """The chart, rendered with many value sets: valid, restricted, and nothing in it points nowhere."""
 
+import tomllib
 from typing import Any
 
 import kubernetes_validate
@@ -7,8 +8,9 @@ import pytest
 import yaml
 from helm_python import HelmError, lint
 
+from esper_operator.settings import Settings
 from esper_runtime.contracts import crd_documents
-from tests.chart.rendering import CHART, NAMESPACE, Document, find, objects, pods, rendered, rules
+from tests.chart.rendering import CHART, NAMESPACE, ROOT, Document, find, objects, pods, rendered, rules
 
 CUDA_POOL = {
     "name": "a100",
@@ -54,6 +56,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "serviceAccount": {"create": False, "name": "given"},
         "networkPolicies": {"enabled": False},
         "priorityClasses": {"create": False, "training": "t", "workers": "w"},
+        "metrics": {"serviceMonitor": False, "podMonitor": False, "rules": False, "dashboard": False},
     },
     "crds-go-too": {"crds": {"keep": False}},
 }
@@ -141,6 +144,24 @@ def test_what_is_referred_to_is_there(values: dict[str, Any]) -> None:
 def _selected(labels: dict[str, str], found: list[Document]) -> list[Document]:
     templates = [d["spec"]["template"] for d in found if d["kind"] in ("Deployment", "StatefulSet")]
     return [t for t in templates if labels.items() <= t["metadata"]["labels"].items()]
+
+
+def test_commands_and_images_are_those_of_the_project() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    commands = {c["command"][0] for _, spec in pods(objects()) for c in spec["containers"]}
+    assert commands == {"esper-operator", "nats-server"}
+    assert "esper-operator" in scripts
+    dockerfile = (ROOT / "images" / "Dockerfile").read_text()
+    for name in ("operator", "runtime", "runtime-cuda"):
+        assert f" AS {name}\n" in dockerfile
+
+
+def test_the_operator_knows_every_variable_that_the_chart_sets() -> None:
+    (container,) = dict(pods(objects()))["esper-operator"]["containers"]
+    given = {e["name"]: e.get("value", "some-pod") for e in container["env"]}
+    settings = Settings.from_environment(given)
+    assert settings.nats_url == "tls://esper-nats.esper-system.svc:4222"
+    assert settings.pools[0]["name"] == "cpu"
 
 
 def test_a_digest_wins_over_a_tag_and_a_registry_goes_first() -> None:
