@@ -43,7 +43,8 @@ for folder, folders, files in os.walk("/"):
         pass
     elif any(f.endswith(".py") for f in files):
         uncompiled += 1
-    kept += [os.path.join(folder, d) for d in folders if d in ("torch", "pip") or folder.endswith("/.cache")]
+    found = [os.path.join(folder, d) for d in folders if d in ("torch", "pip") or folder.endswith("/.cache")]
+    kept += [path for path in found if os.listdir(path)]
 print(*(f"module {m}" for m in modules), *(f"command {c}" for c in commands), *kept, sep="\\n")
 if uncompiled:
     print(f"{uncompiled} folders of modules that are not precompiled")
