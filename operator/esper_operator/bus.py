@@ -20,8 +20,6 @@ from esper_runtime.artifact.statements import key_id
 from esper_runtime.contracts import InputError, Role
 from esper_runtime.oona import BusKeeper, BusKeys, BusRole, nats_config, tls_files
 
-MOUNT = Path("/etc/esper-bus")
-"""Where the Secret with the bus's keys is mounted."""
 BUS_SECRET, NATS_SECRET = "esper-bus", "esper-nats"
 STORE = "/data"
 """Where a server keeps streams and accounts."""
@@ -73,7 +71,7 @@ class BusFiles:
         return self.keys.files() | tls
 
 
-async def first_start(kube: Kube, settings: Settings, owner: Object | None, mount: Path = MOUNT) -> BusFiles:
+async def first_start(kube: Kube, settings: Settings, owner: Object | None) -> BusFiles:
     """The bus's keys; where the release has none yet they are made, with every Secret that follows from them.
 
     Killed anywhere, the next start goes on: all follows from the first Secret, and what is there stays.
@@ -82,12 +80,12 @@ async def first_start(kube: Kube, settings: Settings, owner: Object | None, moun
         kube: the API.
         settings: of the release.
         owner: an owner reference for what is made, so that it goes with the release.
-        mount: where the Secret with the keys is mounted, or will be.
 
     Raises:
         KubeError: a Secret cannot be made.
         InputError: a Secret of that name is there, and what is mounted of it are no keys.
     """
+    mount = Path(settings.bus_keys)
     files = BusFiles.read(mount)
     if files is None:
         files = BusFiles.generate(settings.nats_tls)

@@ -14,6 +14,9 @@ from esper_operator.process import operate
 from esper_operator.settings import PREFIX, READERS, Settings
 from esper_runtime.contracts import EsperError, InputError
 
+ENDING_SECONDS = 20.0
+"""For the process to end in good order."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,13 +62,11 @@ async def _until_told(settings: Settings) -> int:
     waiting = asyncio.create_task(told.wait())
     await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    # kopf leaves generators behind, of whose end asyncio would complain.
-    loop.set_exception_handler(lambda _, context: _log.debug("%s", context.get("message")))
     if not work.done():
         _log.info("told to end")
         work.cancel()
-        await asyncio.wait({work}, timeout=10)
-        return 0
+        await asyncio.wait({work}, timeout=ENDING_SECONDS)
+        return 0 if work.cancelled() else _code(work.exception() if work.done() else None)
     return _code(work.exception())
 
 

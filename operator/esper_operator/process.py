@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from esper_operator.bus import MOUNT, BusCredentials, first_start
+from esper_operator.bus import BusCredentials, first_start
 from esper_operator.credentials import Credentials, NoCredentials, RunOnBus
 from esper_operator.feed import Feed
 from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
@@ -145,7 +146,7 @@ class Operator:
         return found
 
 
-async def operate(settings: Settings, mount: Path = MOUNT) -> None:
+async def operate(settings: Settings) -> None:
     """Be the operator until cancelled.
 
     Raises:
@@ -171,7 +172,7 @@ async def operate(settings: Settings, mount: Path = MOUNT) -> None:
         await kube.list(RUN, settings.watch[0] if settings.watch else settings.namespace)
         ready.set()
         await lease.acquire()
-        async with _credentials(kube, settings, mount) as credentials:
+        async with _credentials(kube, settings) as credentials:
             operator = Operator(settings, kube, credentials)
             operator.passes = passes
             parts.append(operator)
@@ -180,13 +181,11 @@ async def operate(settings: Settings, mount: Path = MOUNT) -> None:
             await operator.relist()
             _log.info("%d objects listed in %.1f s", len(operator.store), time.monotonic() - began)
             async with asyncio.TaskGroup() as group:
-                others = [group.create_task(lease.keep()), group.create_task(operator.work())]
+                group.create_task(lease.keep())
+                group.create_task(operator.work())
+                group.create_task(pump(operator.hear, settings.watch))
                 if isinstance(credentials, BusCredentials):
-                    others.append(group.create_task(_prepare(credentials.keeper)))
-                await pump(operator.hear, settings.watch)  # ends by a signal
-                for other in others:
-                    other.cancel()
-            _log.info("told to end")
+                    group.create_task(_prepare(credentials.keeper))
     finally:
         if parts and parts[0].feed is not None:
             await parts[0].feed.stop()
@@ -196,19 +195,20 @@ async def operate(settings: Settings, mount: Path = MOUNT) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _credentials(kube: KubeApi, settings: Settings, mount: Path) -> AsyncIterator[Credentials]:
+async def _credentials(kube: KubeApi, settings: Settings) -> AsyncIterator[Credentials]:
     """The release's bus, or none where the settings name none."""
     if not settings.nats_url:
         yield NoCredentials()
         return
-    files = await first_start(kube, settings, await _deployment(kube, settings), mount)
-    ca = Path("/tmp/esper-bus-ca.crt")
-    if files.ca:
+    files = await first_start(kube, settings, await _deployment(kube, settings))
+    with tempfile.TemporaryDirectory() as folder:
+        ca = Path(folder, "ca.crt")
         ca.write_text(files.ca)
-    async with BusKeeper(
-        files.keys, settings.nats_url, str(ca) if files.ca else None, replicas=settings.nats_replicas
-    ) as keeper:
-        yield BusCredentials(keeper, files, settings)
+        authority = str(ca) if files.ca else None
+        async with BusKeeper(
+            files.keys, settings.nats_url, authority, replicas=settings.nats_replicas
+        ) as keeper:
+            yield BusCredentials(keeper, files, settings)
 
 
 async def _prepare(keeper: BusKeeper) -> None:

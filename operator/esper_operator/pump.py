@@ -1,6 +1,12 @@
-"""kopf as the pump of events: it lists and watches, and every event goes to one function of ours."""
+"""kopf as the pump of events: it lists and watches, and every event goes to one function of ours.
 
+It has a thread and an event loop of its own, for at its end it ends every task of its loop.
+"""
+
+import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,9 +14,13 @@ import kopf
 
 from esper_operator.kube import CLAIM, JOB, POD, RUN, SERVICE, Kind, Object
 from esper_operator.names import CHILDREN
+from esper_runtime.contracts import EsperError
 
 WATCHED: dict[Kind, str] = {RUN: "", JOB: CHILDREN, POD: CHILDREN, SERVICE: CHILDREN, CLAIM: CHILDREN}
 """What is watched, with the label selectors that the API server applies."""
+
+ENDING_SECONDS = 8.0
+"""For kopf to end its watches."""
 
 Hear = Callable[[Kind, str | None, Object], None]
 
@@ -18,14 +28,17 @@ _log = logging.getLogger(__name__)
 
 
 async def pump(hear: Hear, namespaces: Iterable[str], kinds: Iterable[Kind] = tuple(WATCHED)) -> None:
-    """Bring events until cancelled, or until the process gets SIGTERM or SIGINT, which kopf takes.
+    """Bring events until cancelled.
 
     Args:
-        hear: called with kind, type (None for what the first list has) and object. What it raises is logged,
-            since kopf would never call it again.
+        hear: called in the caller's loop with kind, type (None for what the first list has) and object.
         namespaces: to watch; none: all.
         kinds: to watch.
+
+    Raises:
+        EsperError: kopf has stopped by itself.
     """
+    loop = asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_log_in)
     settings = kopf.OperatorSettings()
@@ -37,25 +50,41 @@ async def pump(hear: Hear, namespaces: Iterable[str], kinds: Iterable[Kind] = tu
     settings.scanning.disabled = bool(watched)
     for kind in kinds:
         group, _, version = kind.version.rpartition("/")
-        kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural)(_handler(hear, kind))
+        kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural)(
+            _handler(loop, hear, kind)
+        )
         selector = WATCHED.get(kind, CHILDREN)
         if selector:
             settings.watching.label_selectors[group, version, kind.plural] = selector
-    await kopf.operator(
+    stop = threading.Event()
+    watching = kopf.operator(
         registry=registry,
         settings=settings,
         standalone=True,
         clusterwide=not watched,
         namespaces=watched,
+        stop_flag=stop,
     )
+    work = loop.run_in_executor(None, asyncio.run, watching)
+    try:
+        await asyncio.shield(work)
+        raise EsperError("kopf has stopped to bring events; the operator ends, to be started again")
+    finally:
+        stop.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({work}, timeout=ENDING_SECONDS)
 
 
-def _handler(hear: Hear, kind: Kind) -> Callable[..., Any]:
-    async def handle(event: Any, **_: Any) -> None:
+def _handler(loop: asyncio.AbstractEventLoop, hear: Hear, kind: Kind) -> Callable[..., Any]:
+    def tell(what: str | None, body: Object) -> None:
         try:
-            hear(kind, event["type"], event["object"])
+            hear(kind, what, body)
         except Exception:
             _log.exception("an event of a %s was not understood", kind.name)
+
+    async def handle(event: Any, **_: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            loop.call_soon_threadsafe(tell, event["type"], event["object"])
 
     return handle
 

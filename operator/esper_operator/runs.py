@@ -51,7 +51,9 @@ ROUNDS = 4
 NO_PODS_SECONDS = 10.0
 """A Job that has no pods for so long is asked why."""
 LOOK_AGAIN = 15.0
-"""Seconds until a run with trouble is looked at again though nothing happens."""
+"""Seconds until a run with trouble is looked at again though nothing happens; doubled each time."""
+LONGEST = 300.0
+"""At most."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +100,8 @@ class Runs:
         self._kube, self._store, self._writer = kube, store, writer
         self._credentials, self._settings, self._clock = credentials, settings, clock
         self._policies: set[str] = set()
+        self._blocked: dict[RunKey, int] = {}
+        self._asked: dict[RunKey, tuple[str, float, Trouble | None]] = {}
         self.lives: dict[RunKey, Live] = {}
         """What runs say of themselves, by run; whoever hears them adds to it."""
 
@@ -125,7 +129,8 @@ class Runs:
         while True:
             run = self._store.run(key)
             if run is None:
-                self.lives.pop(key, None)
+                for known in (self.lives, self._blocked, self._asked):
+                    known.pop(key, None)
                 self._writer.forget(key)
                 return None
             view = self._look(key, run)
@@ -142,9 +147,12 @@ class Runs:
         self._say(key, view, trouble)
         waits = [view.plan.look_again]
         if trouble is not None or view.plan.standing is Standing.NAME_TAKEN or view.changed:
-            waits.append(LOOK_AGAIN)
-        elif view.plan.standing is Standing.PENDING:
-            waits.append(NO_PODS_SECONDS)
+            times = self._blocked[key] = self._blocked.get(key, -1) + 1
+            waits.append(min(LONGEST, LOOK_AGAIN * 2 ** min(times, 10)))
+        else:
+            self._blocked.pop(key, None)
+            if view.plan.standing is Standing.PENDING:
+                waits.append(_patience(view))
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _look(self, key: RunKey, run: Object) -> _View:
@@ -277,10 +285,14 @@ class Runs:
         if found is not None or job is None or pods:
             return found
         if job.seen.active == 0 and view.seen.now - job.seen.created >= NO_PODS_SECONDS:
+            uid, asked, known = self._asked.get(key, ("", 0.0, None))
+            if uid == job.seen.uid and view.seen.now - asked < _patience(view):
+                return known
             said = await self._kube.list(EVENT, key.namespace, fields=f"involvedObject.uid={job.seen.uid}")
             events = sorted(said.items, key=lambda event: str(event.get("lastTimestamp") or ""))
             warnings = [str(event.get("message", "")) for event in events if event.get("type") == "Warning"]
-            return trouble_of_events(warnings)
+            self._asked[key] = (job.seen.uid, view.seen.now, trouble_of_events(warnings))
+            return self._asked[key][2]
         return None
 
     async def _look_at_names(self, key: RunKey, view: _View) -> None:
@@ -337,6 +349,13 @@ class _RefusalError(Exception):
 
 _NOT_ACCEPTED = ("NameTaken", "Refused")
 _LIVE_FIELDS = ("progress", "parameters", "seeds", "seedsSummary", "adaptations", "checkpoint")
+
+
+def _patience(view: _View) -> float:
+    """Seconds until a Job without pods is asked why again: the older it is, the less often."""
+    job = _current(view)
+    age = 0.0 if job is None else view.seen.now - job.seen.created
+    return min(LONGEST, max(NO_PODS_SECONDS, age / 2))
 
 
 def _ends(view: _View) -> bool:

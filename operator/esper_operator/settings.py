@@ -31,6 +31,7 @@ class Settings:
         pull_secrets: Secrets in the run's namespace that images are pulled with.
         nats_url: of the bus, as pods reach it; empty: runs train without one, and their status says less.
         nats_deployed: whether the release brings the bus and the operator makes its keys.
+        bus_keys: folder in which the Secret with the bus's keys is mounted, or will be.
         nats_replicas: servers of the bus, and copies of each stream.
         nats_tls: whether the bus that is made has TLS.
         nats_storage: bytes that a server of it has for streams.
@@ -54,6 +55,7 @@ class Settings:
     pull_secrets: tuple[str, ...] = ()
     nats_url: str = "tls://esper-nats.esper.svc:4222"
     nats_deployed: bool = True
+    bus_keys: str = "/etc/esper-bus"
     nats_replicas: int = 1
     nats_tls: bool = True
     nats_storage: int = 8 * 1024**3
@@ -166,6 +168,7 @@ READERS: dict[str, Any] = {
     "PULL_SECRETS": _names,
     "NATS_URL": _text,
     "NATS_DEPLOYED": _truth,
+    "BUS_KEYS": _text,
     "NATS_REPLICAS": _number(1, 9),
     "NATS_TLS": _truth,
     "NATS_STORAGE": _number(1, 2**60),

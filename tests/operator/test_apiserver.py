@@ -1,6 +1,8 @@
 """The operator's own process against a real API server: children once, status, suspension, deletion."""
 
 import asyncio
+import base64
+import json
 import os
 import re
 import signal
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster_server import ClusterServer
 from benchmarks.control_plane import ControlPlane, free_port
 from esper_operator.kube import (
     CLAIM,
@@ -29,6 +32,9 @@ from esper_operator.kube import (
     Object,
     RefusedError,
 )
+from esper_operator.names import run_word
+from esper_runtime.contracts import Channel, CloudEvent, EventType, Progress, run_subject
+from esper_runtime.oona import BusAddress, connect, disconnect, publish
 from tests.operator.world import manifest
 
 pytestmark = pytest.mark.apiserver
@@ -37,7 +43,7 @@ _SECONDS = 60.0
 
 
 @contextmanager
-def operator(plane: ControlPlane) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+def operator(plane: ControlPlane, **settings: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """The real process, and the address of its health server."""
     port = free_port()
     environment = os.environ | {
@@ -45,6 +51,7 @@ def operator(plane: ControlPlane) -> Iterator[tuple["subprocess.Popen[bytes]", s
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "operator")]),
         "ESPER_OPERATOR_NATS_URL": "",
         "ESPER_OPERATOR_HEALTH_PORT": str(port),
+        **{f"ESPER_OPERATOR_{name}": text for name, text in settings.items()},
     }
     process = subprocess.Popen([sys.executable, "-m", "esper_operator"], env=environment)
     address = f"http://127.0.0.1:{port}"
@@ -170,6 +177,49 @@ def test_a_run_gets_its_children_once_and_its_status_and_is_suspended_and_resume
         text = metrics(address)
         assert "esper_operator_leader 1.0" in text
         assert "esper_operator_pass_seconds_bucket" in text
+
+
+def test_a_run_gets_in_with_its_secret_and_what_it_says_on_the_bus_stands_in_its_status(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    async def work(api: KubeApi) -> None:
+        await apply(api, manifest("heard"))
+        await reaches(api, "heard", "Starting")
+        run = await api.get(RUN, "team", "heard")
+        assert run is not None
+        secret = await api.get(SECRET, "team", f"esper-{run_word(run)}-1")
+        assert secret is not None
+        files = {name: base64.b64decode(text).decode() for name, text in secret["data"].items()}
+        assert set(files) == {"manifest.yaml", "bus.json", "user.creds", "ca.crt", "trust.json"}
+        assert json.loads(files["bus.json"])["url"] == server.url
+        (tmp_path / "ca.crt").write_text(files["ca.crt"])
+        trainer = await connect(
+            BusAddress(url=server.url, tls_ca=str(tmp_path / "ca.crt"), credentials_text=files["user.creds"]),
+            "trainer",
+        )
+        subject = run_subject("team", run_word(run), Channel.PROGRESS)
+        said = CloudEvent.new(EventType.PROGRESS, "/runs/team/heard", Progress(step=5, total_steps=60), "p")
+        await publish(trainer, subject, said.encoded(), "p", patience=10)
+
+        async def shown() -> bool:
+            now = await api.get(RUN, "team", "heard")
+            status = (now or {}).get("status") or {}
+            return bool((status.get("progress") or {}).get("summary") == "5/60")
+
+        await until(shown, "the progress is not in the status")
+        await disconnect(trainer)
+        for name in ("esper-nats", "esper-tezzeret", "esper-urabrask"):
+            assert await api.get(SECRET, "esper", name) is not None
+
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    with ClusterServer(tmp_path / "bus") as server:
+        for name in ("ca.crt", "ca.key"):
+            (keys / name).write_text((tmp_path / "bus" / name).read_text())
+        for name, text in server.keys.files().items():
+            (keys / name).write_text(text)
+        with operator(plane, NATS_URL=server.url, BUS_KEYS=str(keys)):
+            on_api(plane, work)
 
 
 def test_the_operator_is_killed_and_the_next_one_doubles_nothing_and_then_writes_nothing(

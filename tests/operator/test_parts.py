@@ -250,7 +250,7 @@ def test_answers_of_the_api_server_become_typed_errors() -> None:
 
 def test_the_first_start_makes_all_keys_once_wherever_it_is_killed(tmp_path: Path) -> None:
     def start(cluster: Cluster) -> BusFiles:
-        return asyncio.run(first_start(cluster, Settings(), None, tmp_path))
+        return asyncio.run(first_start(cluster, Settings(bus_keys=str(tmp_path)), None))
 
     whole = Cluster()
     start(whole)

@@ -375,8 +375,14 @@ def test_pods_that_the_quota_keeps_from_being_made_are_a_condition_too() -> None
     }
     world.cluster.add(EVENT, event)
     world.now += 20
-    world.process.one_pass()
+    first = world.process.one_pass()
     assert world.condition("Degraded")["reason"] == "QuotaExceeded"
+    before = len(world.cluster.calls)
+    second = world.process.one_pass()
+    assert first is not None
+    assert second is not None
+    assert second > first, "a run that is blocked is looked at less and less often"
+    assert len(world.cluster.calls) == before
 
 
 def test_pods_that_the_api_server_refuses_are_said_and_nothing_runs() -> None:
