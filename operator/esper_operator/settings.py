@@ -65,7 +65,7 @@ class Settings:
     storage_class: str = ""
     claim_size: str = "10Gi"
     network_policies: bool = False
-    status_writes: int = 20
+    status_writes: float = 20
     health_port: int = 8080
     log_level: str = "info"
     identity: str = "esper-operator"
@@ -143,6 +143,16 @@ def _number(low: int, high: int) -> Any:
     return read
 
 
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1000:
+        raise ValueError("a number above 0, at most 1000")
+    return rate
+
+
 def _size(text: str) -> str:
     if _QUANTITY.fullmatch(text) is None:
         raise ValueError("a Kubernetes quantity such as 10Gi")
@@ -178,7 +188,7 @@ READERS: dict[str, Any] = {
     "STORAGE_CLASS": _text,
     "CLAIM_SIZE": _size,
     "NETWORK_POLICIES": _truth,
-    "STATUS_WRITES": _number(1, 1000),
+    "STATUS_WRITES": _rate,
     "HEALTH_PORT": _number(1, 65535),
     "LOG_LEVEL": _one_of("debug", "info", "warning", "error"),
     "IDENTITY": _text,

@@ -29,8 +29,8 @@ LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
 
 _TRIES = 4
-_WINDOW = 1.05
-"""Seconds in which so many writes are sent; a little more than one, since they arrive unevenly."""
+_MARGIN = 1.05
+"""Writes are sent so much more slowly than they may be, since they arrive unevenly."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,15 +69,17 @@ class StatusWriter:
     def __init__(
         self,
         kube: Kube,
-        per_second: int,
+        per_second: float,
         current: Callable[[RunKey], Object | None],
         learn: Callable[[RunKey, Object], None],
     ) -> None:
-        self._kube, self._per_second, self._current, self._learn = kube, per_second, current, learn
+        self._kube, self._current, self._learn = kube, current, learn
+        self._most = max(1, int(per_second))
+        self._window = _MARGIN * self._most / per_second
         self._waiting: dict[RunKey, Waiting] = {}
         self._writing: dict[RunKey, Waiting] = {}
         self._last: dict[RunKey, float] = {}
-        self._times: deque[float] = deque(maxlen=per_second)
+        self._times: deque[float] = deque(maxlen=self._most)
         self._wake = asyncio.Event()
         self.written = 0
         """How many statuses were written."""
@@ -199,8 +201,8 @@ class StatusWriter:
         return chosen
 
     async def _keep_rate(self) -> None:
-        if len(self._times) == self._per_second:
-            wait = self._times[0] + _WINDOW - time.monotonic()
+        if len(self._times) == self._most:
+            wait = self._times[0] + self._window - time.monotonic()
             if wait > 0:
                 await asyncio.sleep(wait)
         self._times.append(time.monotonic())

@@ -216,6 +216,7 @@ def test_settings_say_what_was_given_and_what_is_allowed() -> None:
     for name, text in (
         ("NETWORK_POLICIES", "yes"),
         ("STATUS_WRITES", "0"),
+        ("STATUS_WRITES", "nan"),
         ("POOLS", "{}"),
         ("CLAIM_SIZE", "big"),
         ("NAMESPACE", "A"),
