@@ -97,6 +97,7 @@ class Growable(GraftedModel):
         self._germinated = 0
         self._queue: list[Directive] = []
         self._running = 0
+        self._resting: bool | None = None  # whether a slot is embargoed; None: to be looked up
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the host; no boundary may fall inside."""
@@ -191,7 +192,9 @@ class Growable(GraftedModel):
         """True between most steps of most runs: there this must cost next to nothing."""
         if self._queue or len(self.living):
             return False
-        return all(slot.state is not SlotState.EMBARGOED for slot in self.slots.values())
+        if self._resting is None:
+            self._resting = any(slot.state is SlotState.EMBARGOED for slot in self.slots.values())
+        return not self._resting
 
     def _obey(self, directive: Directive, step: int, journal: Journal, changes: Changes) -> None:
         if directive.operation is Operation.GERMINATE:
@@ -386,6 +389,7 @@ class Growable(GraftedModel):
         if slot.state is not target:
             journal(SlotChanged(slot=slot.place.id, before=slot.state, after=target, reason=reason))
             slot.move(target, until)
+            self._resting = None
 
     def _cull_failed(self, seed: Seed, step: int, journal: Journal, changes: Changes) -> None:
         reason = seed.failure or "failed"
@@ -425,6 +429,7 @@ class Growable(GraftedModel):
         super().rebuild(architecture)
         for name, record in architecture["slots"].items():
             self._slot(name).restore(record)
+        self._resting = None
         self._germinated = architecture["germinated"]
         self.quarantined = dict(architecture["quarantined"])
         self._queue = [Directive.model_validate(d) for d in architecture["queue"]]

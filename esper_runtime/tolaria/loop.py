@@ -103,6 +103,8 @@ class Loop:
         training, checkpoint = parts.run.spec.training, parts.run.spec.checkpoint
         self._validate_every = training.validation.every_steps or max(1, self.total_steps // 50)
         self._checkpoint_every = checkpoint.every_steps or max(1, self.total_steps // 10)
+        self._budget = parts.run.spec.budget
+        self._ask_every = parts.settings.every
         self._keep_every = max(1, min(MOST_STEPS_BETWEEN_GOOD_STATES, self.total_steps // 5))
 
     def train(self) -> str | None:
@@ -152,7 +154,7 @@ class Loop:
             if fault is not None:
                 return fault
             last = last or self.converged is not None
-        if not last and step % self.boundary.settings.every == 0:
+        if not last and step % self._ask_every == 0:
             changes = self._noticed(self.boundary.ask(step))
             self._keep_place()
         if self.twins is not None:
@@ -193,6 +195,8 @@ class Loop:
 
     def _noticed(self, changes: Changes) -> Changes:
         """Let the learner and the governor know what the boundary changed."""
+        if not (changes.moved or changes.gone):
+            return changes
         if changes.moved:
             self.parts.learner.structure_changed()
             check_equal(self._group, self.parts.model, self.parts.optimizer, self.step)
@@ -222,7 +226,7 @@ class Loop:
         return self._budget_used()
 
     def _budget_used(self) -> str | None:
-        budget = self.parts.run.spec.budget
+        budget = self._budget
         said = None
         if budget.wall_seconds and time.monotonic() - self._clock[0] > budget.wall_seconds:
             said = f"budget.wallSeconds ({budget.wall_seconds:g}) is used up"
