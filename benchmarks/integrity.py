@@ -237,6 +237,17 @@ def signed_as(machine: Machine, role: Role, statement: Statement) -> Signed:
 
 def wrong_words(machine: Machine, kernel: Kernel, other: Kernel, stranger: KeyRing) -> None:
     """Words that do not count, one after the other."""
+    for what, attempt in attempts_at(machine, kernel, other, stranger).items():
+        attempt()
+        machine.refuses(kernel, what)
+        kernel.restore()
+    machine.opens(kernel)
+
+
+def attempts_at(
+    machine: Machine, kernel: Kernel, other: Kernel, stranger: KeyRing
+) -> dict[str, Callable[[], None]]:
+    """What puts words beside a kernel, or an archive under them, that do not count."""
     made, said = kernel.statement, passed(kernel.statement)
     forged = stranger.sign(Role.URABRASK, said)
     elsewhere = said.model_copy(
@@ -245,7 +256,7 @@ def wrong_words(machine: Machine, kernel: Kernel, other: Kernel, stranger: KeyRi
     failed = CompileFailed(spec=made.spec, kernel=made.kernel, reason="no")
     ruling = Ruling(kernel=made.kernel, state=KernelState.VALIDATED, reason="", time=utc_now())
     ring, foreign = machine.ring, passed(other.statement).report
-    attempts: dict[str, Callable[[], None]] = {
+    return {
         "no signature": lambda: kernel.say(verdict={"statement": kernel.verdict.statement}),
         "an empty signature": lambda: kernel.say(
             verdict=with_signature(kernel.verdict, value="A" * 86 + "==")
@@ -290,11 +301,6 @@ def wrong_words(machine: Machine, kernel: Kernel, other: Kernel, stranger: KeyRi
             verdict=kernel.verdict.model_copy(update={"signature": kernel.compiled.signature})
         ),
     }
-    for what, attempt in attempts.items():
-        attempt()
-        machine.refuses(kernel, what)
-        kernel.restore()
-    machine.opens(kernel)
 
 
 def contradictions(machine: Machine, kernel: Kernel, other: Kernel) -> None:

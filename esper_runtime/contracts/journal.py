@@ -139,6 +139,11 @@ class KernelsArrived(ContractModel):
     refused: dict[str, str] = Field(
         default_factory=dict, description="Kernels that were wanted too and may not be used, and why."
     )
+    remade: dict[str, str] = Field(
+        default_factory=dict,
+        description="Kernels of which an artifact lay on the shelf that was refused, and why; they were made "
+        "anew.",
+    )
 
 
 class KernelsGone(ContractModel):

@@ -117,7 +117,8 @@ def describe(entry: JournalEntry) -> str | None:
             [f"{count(len(event.kernels))} kernels may be planted, {event.reason}"] if event.kernels else []
         )
         refused = [f"{kernel} may not be planted: {why}" for kernel, why in event.refused.items()]
-        return "; ".join(words + refused) or None
+        remade = [f"{kernel} was made anew: {why}" for kernel, why in event.remade.items()]
+        return "; ".join(words + refused + remade) or None
     if isinstance(event, KernelsGone):
         return "; ".join(
             f"{kernel} may not be planted any more: {why}" for kernel, why in event.kernels.items()

@@ -48,7 +48,7 @@ class KernelUse:
 
 @dataclass(frozen=True)
 class KernelsOfRun:
-    """What the journal says of kernels: how many could be planted, which ran, which may not and why."""
+    """What the journal says of kernels: how many could be planted, which ran, what was refused and why."""
 
     offered: int
     used: tuple[KernelUse, ...]
@@ -59,6 +59,7 @@ def kernels_of(entries: Sequence[JournalEntry]) -> KernelsOfRun:
     """Read a journal; where steps were done again, what they did first counts too, as kernels ran in it."""
     known: dict[str, KernelSummary] = {}
     refused: dict[str, str] = {}
+    remade: dict[str, str] = {}
     used: dict[str, KernelUse] = {}
     of_seed: dict[str, str] = {}
     for entry in entries:
@@ -66,6 +67,7 @@ def kernels_of(entries: Sequence[JournalEntry]) -> KernelsOfRun:
         if isinstance(event, KernelsArrived):
             known |= {kernel.kernel: kernel for kernel in event.kernels}
             refused |= event.refused
+            remade |= event.remade
         elif isinstance(event, KernelsGone):
             refused |= event.kernels
         elif isinstance(event, SeedChanged) and event.before is None and event.kernel is not None:
@@ -85,7 +87,8 @@ def kernels_of(entries: Sequence[JournalEntry]) -> KernelsOfRun:
     for kernel, reason in refused.items():
         if kernel in used:
             used[kernel] = replace(used[kernel], gone=reason)
-    return KernelsOfRun(len(known), tuple(used.values()), tuple(refused.items()))
+    told = [*refused.items(), *((kernel, f"made anew: {reason}") for kernel, reason in remade.items())]
+    return KernelsOfRun(len(known), tuple(used.values()), tuple(told))
 
 
 def _with(items: tuple[str, ...], item: str) -> tuple[str, ...]:

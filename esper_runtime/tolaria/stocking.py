@@ -85,6 +85,7 @@ def stocked(
     trust, shelf = KeyRing(home).trust, Shelf(home)
     with contextlib.ExitStack() as stack:
         specs = wanted_kernels(model) if grows else {}
+        damaged = shelf.damaged(specs, trust)
         with _telling(group, told, stopping) as (tell, stop):
             if library is not None:
                 slots = tuple({slot.place.interface: None for slot in model.slots.values()})
@@ -98,7 +99,12 @@ def stocked(
         others, lost = shelf.usable(named - specs.keys(), trust)
         known = dict(found.kernels) | others
         why_lost = {kernel: str(error) for kernel, error in lost.items()}
-        offer = offer_at_start(found.kernels, found.refused, entries, why_lost)
+        remade = {
+            kernel: f"{model.blueprints[specs[kernel].blueprint].name}: {error}"
+            for kernel, error in damaged.items()
+            if kernel in found.kernels
+        }
+        offer = offer_at_start(found.kernels, found.refused, entries, why_lost, remade)
         _tell_supply(group, known, offer)
         supply = Supply(known, entries, offer, selector)
         if library is not None:

@@ -31,6 +31,7 @@ class Offer(ContractModel):
     arrived: tuple[UsableKernel, ...] = ()
     gone: dict[str, str] = Field(default_factory=dict)
     refused: dict[str, str] = Field(default_factory=dict)
+    remade: dict[str, str] = Field(default_factory=dict)
     reason: str = "validated while the run goes on"
 
 
@@ -154,9 +155,13 @@ class Supply:
                 self.known[kernel.kernel] = kernel
             elif self._refused.get(kernel.kernel) != (said := f"{kernel.name}: {reason}"):
                 refused[kernel.kernel] = self._refused[kernel.kernel] = said
-        if allowed or refused:
-            summaries = tuple(kernel.summary() for kernel in allowed)
-            yield KernelsArrived(kernels=summaries, reason=offer.reason, refused=refused)
+        if allowed or refused or offer.remade:
+            yield KernelsArrived(
+                kernels=tuple(kernel.summary() for kernel in allowed),
+                reason=offer.reason,
+                refused=refused,
+                remade=offer.remade,
+            )
 
     def _obey(self, event: Change, model: Growable) -> None:
         assert model.stock is not None
@@ -175,6 +180,7 @@ def offer_at_start(
     refused: Mapping[str, str],
     entries: Iterable[JournalEntry],
     lost: Mapping[str, str],
+    remade: Mapping[str, str],
 ) -> Offer:
     """What changes for a run that begins or goes on: kernels that its journal does not have yet, and those
     that it has and that may not be used any more.
@@ -184,6 +190,7 @@ def offer_at_start(
         refused: why others that it asks for may not be used.
         entries: the journal so far.
         lost: why kernels that the journal names may not be used now.
+        remade: why artifacts of kernels that were made anew were refused.
     """
     had: dict[str, str] = {}
     told: dict[str, str] = {}
@@ -199,5 +206,6 @@ def offer_at_start(
         arrived=tuple(k for k in wanted.values() if had.get(k.kernel) != k.digest),
         gone={kernel: why[kernel] for kernel in had if kernel in why},
         refused={k: reason for k, reason in refused.items() if k not in had and told.get(k) != reason},
+        remade=dict(remade),
         reason="validated before the run began" if not had else "validated since the run was interrupted",
     )

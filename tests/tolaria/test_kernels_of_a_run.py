@@ -26,6 +26,7 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.kasmina import Growable, Shelf, Stock, wrap
 from esper_runtime.nissa import read_journal, recording_of
+from esper_runtime.nissa.kernels import kernels_of
 from esper_runtime.tolaria import Grower, Trainer
 from esper_runtime.tolaria.forging import ForgingStoppedError, prepare
 from esper_runtime.tolaria.replay import ReplayTrainer
@@ -276,6 +277,26 @@ def test_a_kernel_revoked_between_two_starts_is_gone_at_the_second_and_its_seed_
     (gone,) = recorder.of(KernelsGone)
     assert "forged" in gone.kernels[planted.kernel]
     assert not [e for e in recorder.of(SeedChanged) if e.after is SeedStage.CULLED]
+
+
+def test_a_damaged_kernel_is_made_anew_and_named_and_the_run_ends_with_the_same_weights(
+    copied_home: Path, tmp_path: Path
+) -> None:
+    shelf, trust = Shelf(copied_home), KeyRing(copied_home).trust
+    name = shelf.artifacts()[0]
+    words = shelf.folder / f"{name}.json"
+    words.write_bytes(words.read_bytes().replace(b'"verdict"', b'"vErdict"'))
+    result, recorder = trained(tmp_path / "run")
+    (arrived,) = recorder.of(KernelsArrived)
+    assert set(arrived.remade) == {name[:-17]}
+    assert f"{name}.json" in arrived.remade[name[:-17]]
+    assert name in {kernel.artifact for kernel in arrived.kernels}
+    assert shelf.open(name, trust).compiled.kernel == name[:-17]
+    first = read_journal(tmp_path / "first" / "journal.jsonl")[-1].event
+    assert result.finished.weights_digest == first.weights_digest
+    (_, why), *others = kernels_of(recorder.entries).refused
+    assert why.startswith("made anew: ")
+    assert not others
 
 
 # Reports

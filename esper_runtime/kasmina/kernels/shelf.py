@@ -154,6 +154,22 @@ class Shelf:
                 )
         return found, refused
 
+    def damaged(self, kernels: Iterable[str], trust: Trust) -> dict[str, str]:
+        """Those of ``kernels`` of which artifacts lie here that are not to be used, by what making them again
+        would mend; and why. One that has a good artifact as well is among them too.
+        """
+        wanted, found = set(kernels), dict[str, str]()
+        for name in self.artifacts():
+            kernel = name[: -_DIGITS - 1]
+            if kernel in wanted:
+                try:
+                    self.open(name, trust)
+                except KernelError:
+                    continue
+                except ArtifactError as error:
+                    found[kernel] = str(error)
+        return found
+
     def reject(self, kernel: str, signed: Signed) -> None:
         """Keep the signed word that a kernel cannot be made, or did not pass, so that it is not tried again.
 
