@@ -38,6 +38,8 @@ BARS = (
     "forged",
     "library_query",
     "integrity",
+    "unaffected",
+    "disruption",
     "only_urabrask",
     "cluster_bus",
     "rejection",
