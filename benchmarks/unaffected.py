@@ -80,7 +80,8 @@ class Trained:
         arrived = [entry.event for entry in entries if isinstance(entry.event, KernelsArrived)]
         self.refused = {k: why for event in arrived for k, why in event.refused.items()}
         self.remade = {k: why for event in arrived for k, why in event.remade.items()}
-        self.reported = f"{len(self.refused | self.remade)} kernels refused:" in render_report(entries)
+        page = render_report(entries).replace("\u00a0", " ")
+        self.reported = f"{len(self.refused | self.remade)} kernels refused:" in page
 
 
 def kernels(machine: Machine) -> list[Kernel]:

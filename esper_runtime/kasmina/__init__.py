@@ -5,7 +5,7 @@ A dormant slot is absent from the model; a seed lives beside the host and is con
 
 from esper_runtime.kasmina.absorb import Merged, Report, absorb, absorb_all
 from esper_runtime.kasmina.batched import Batch, direct_gradients
-from esper_runtime.kasmina.candidates import candidates
+from esper_runtime.kasmina.candidates import Found, candidates
 from esper_runtime.kasmina.grafted import GraftedModel
 from esper_runtime.kasmina.growable import Changes, Growable, Journal, nowhere
 from esper_runtime.kasmina.initialise import initialise_from_gradients
@@ -35,6 +35,7 @@ __all__ = [
     "Batch",
     "CacheCounts",
     "Changes",
+    "Found",
     "GraftedModel",
     "Growable",
     "Journal",

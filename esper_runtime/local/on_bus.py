@@ -17,7 +17,7 @@ from esper_runtime.tolaria import LibraryLink, Observer
 FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
 """How long the end of a run waits for what was not sent yet, with and without a bus."""
 
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """After so long the training thread gets the interpreter back from the bridge's (Python's own: 5 ms)."""
 
 

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from esper_runtime.contracts import (
     BudgetView,
+    Candidate,
     Decided,
     Decision,
     Directive,
@@ -25,6 +26,7 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.kasmina import (
     Changes,
+    Found,
     Growable,
     Limits,
     Seed,
@@ -159,11 +161,12 @@ class Boundary:
         self._ledger = ledger
         self._said = ""
         self._telemetry_at = 0
-        self.look_for_candidates()
+        self._candidates: tuple[Candidate, ...] | None = None
+        self._found_before: Found = {}
 
     def look_for_candidates(self) -> None:
-        """Find anew what may be planted where: kernels came or went."""
-        self._candidates = candidates(self.model)
+        """What may be planted where is to be found anew, once it is wanted: kernels came or went."""
+        self._candidates = None
 
     def apply(self, step: int) -> Changes:
         """Apply what is due when ``step`` optimizer steps are done: failed seeds, ramps, queued commands."""
@@ -268,6 +271,8 @@ class Boundary:
         self, step: int, gains: dict[tuple[str, str], Measured | None], trial_steps: int | None
     ) -> SystemState:
         model, limits = self.model, self.model.limits
+        if self._candidates is None:
+            self._candidates = candidates(model, found=self._found_before)
         offered = tuple(
             c.model_copy(update={"gain": gains[c.slot, c.blueprint], "trial_steps": trial_steps})
             if (c.slot, c.blueprint) in gains

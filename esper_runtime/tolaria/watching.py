@@ -1,9 +1,7 @@
 """A thread that notices when a kernel of the run may be used no more: revoked, quarantined, or damaged."""
 
 import logging
-import os
 import threading
-from collections.abc import Collection
 
 from esper_runtime.artifact import Trust
 from esper_runtime.contracts import EsperError
@@ -16,7 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class ShelfWatch:
-    """Looks at keys and shelf every few seconds, and verifies the run's kernels again where either changed.
+    """Looks at keys and shelf every few seconds, and verifies those kernels of the run again that changed.
+
+    Where the list of keys changed, that is all of them.
 
     Args:
         supply: of the run; what is found wrong is offered to it as gone.
@@ -27,7 +27,7 @@ class ShelfWatch:
     def __init__(self, supply: Supply, shelf: Shelf, trust: Trust) -> None:
         self._supply, self._shelf, self._trust = supply, shelf, trust
         self._gone: set[str] = set()
-        self._before = self._state()
+        self._keys, self._marks = self._trust.keys, shelf.marks()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="esper-shelf", daemon=True)
 
@@ -43,20 +43,24 @@ class ShelfWatch:
     def _serve(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
             try:
-                state = self._state()
-                if state != self._before:
-                    self._before = state
-                    self._look(tuple(self._supply.known))
+                self.look()
             except (EsperError, OSError) as error:
                 log.warning("the kernels on the shelf cannot be looked at: %s", error)
 
-    def _state(self) -> tuple[int, int]:
-        """Changes with every new revocation and every file that is put on the shelf."""
-        return hash(self._trust.keys.model_dump_json()), os.stat(self._shelf.folder).st_mtime_ns
-
-    def _look(self, kernels: Collection[str]) -> None:
-        usable, refused = self._shelf.usable(kernels, self._trust)
+    def look(self) -> int:
+        """Verify what has changed since the last look; returns how many kernels that were."""
+        keys, marks = self._trust.keys, self._shelf.marks()
+        changed = tuple(
+            kernel
+            for kernel in tuple(self._supply.known)
+            if keys != self._keys or marks.get(kernel) != self._marks.get(kernel)
+        )
+        self._keys, self._marks = keys, marks
+        if not changed:
+            return 0
+        usable, refused = self._shelf.usable(changed, self._trust)
         gone = {kernel: str(error) for kernel, error in refused.items() if kernel not in self._gone}
         self._gone = (self._gone | gone.keys()) - usable.keys()
         if gone:
             self._supply.offers.append(Offer(gone=gone))
+        return len(changed)

@@ -32,6 +32,7 @@ from esper_runtime.tolaria.forging import ForgingStoppedError, prepare
 from esper_runtime.tolaria.replay import ReplayTrainer
 from esper_runtime.tolaria.stocking import wanted_kernels
 from esper_runtime.tolaria.supply import Offer, Supply
+from esper_runtime.tolaria.watching import ShelfWatch
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest
 
 FEW = {"blueprints": {"include": ["mlp", "low-rank"]}}
@@ -297,6 +298,23 @@ def test_a_damaged_kernel_is_made_anew_and_named_and_the_run_ends_with_the_same_
     (_, why), *others = kernels_of(recorder.entries).refused
     assert why.startswith("made anew: ")
     assert not others
+
+
+def test_only_what_changed_on_the_shelf_is_verified_again_while_a_run_trains(copied_home: Path) -> None:
+    ring, shelf = KeyRing(copied_home), Shelf(copied_home)
+    known, _ = shelf.usable({name[:-17] for name in shelf.artifacts()}, ring.trust)
+    supply = Supply(known)
+    watch = ShelfWatch(supply, shelf, ring.trust)
+    assert watch.look() == 0
+    kernel = next(iter(known.values()))
+    with (shelf.folder / f"{kernel.artifact}.kernel").open("r+b") as archive:
+        archive.write(b"\xff")
+    assert watch.look() == 1
+    assert [set(offer.gone) for offer in supply.arrived()] == [{kernel.kernel}]
+    assert watch.look() == 0
+    ring.revoke("0" * 64, "of another machine")
+    assert watch.look() == len(known)
+    assert supply.arrived() == []
 
 
 # Reports

@@ -100,6 +100,19 @@ class Shelf:
             names = [file.name.removesuffix(WORDS) for file in files if file.name.endswith(WORDS)]
         return sorted(name for name in names if name[0] != "." and kernel in (None, name[: -_DIGITS - 1]))
 
+    def marks(self) -> dict[str, frozenset[tuple[str, int, int, int]]]:
+        """For each kernel of which something lies here, what changes when one of its files does."""
+        found: dict[str, set[tuple[str, int, int, int]]] = {}
+        with os.scandir(self.folder) as files:
+            for file in files:
+                stem, end = os.path.splitext(file.name)
+                if end in (ARCHIVE, WORDS) and stem[0] != ".":
+                    with contextlib.suppress(FileNotFoundError):  # it was replaced just now
+                        stat = file.stat(follow_symlinks=False)
+                        mark = (file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                        found.setdefault(stem[: -_DIGITS - 1], set()).add(mark)
+        return {kernel: frozenset(marks) for kernel, marks in found.items()}
+
     def open(self, name: str, trust: Trust) -> VerifiedArtifact:
         """An artifact, verified as a whole.
 

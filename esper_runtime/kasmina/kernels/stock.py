@@ -44,20 +44,27 @@ class Stock:
 
     def admit(self, kernels: Iterable[UsableKernel]) -> None:
         """Let kernels be used from now on."""
+        changed = set()
         for kernel in kernels:
+            changed.add(kernel.blueprint)
             self._admitted[kernel.kernel] = kernel
             self._of_blueprint.setdefault(kernel.blueprint, {})[kernel.kernel] = kernel
             self._gone.pop(kernel.kernel, None)
-        self._found.clear()
+        self._forget(changed)
 
     def withdraw(self, kernels: Mapping[str, str]) -> None:
         """Let kernels be used no more, for the reasons given by their ids; living seeds stay as they are."""
+        changed = set()
         for kernel, reason in kernels.items():
             gone = self._admitted.pop(kernel, None)
             if gone is not None:
                 del self._of_blueprint[gone.blueprint][kernel]
                 self._gone[kernel] = (gone, reason)
-        self._found.clear()
+                changed.add(gone.blueprint)
+        self._forget(changed)
+
+    def _forget(self, blueprints: set[str]) -> None:
+        self._found = {key: found for key, found in self._found.items() if key[0] not in blueprints}
 
     def find(self, blueprint: str, interface: Interface) -> UsableKernel | None:
         """The admitted kernel that a seed of this blueprint would be made of in such a slot."""
