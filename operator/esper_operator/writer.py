@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,7 +28,7 @@ LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
 
 _TRIES = 4
-_MARGIN = 1.05
+_MARGIN = 1.1
 """Writes are sent so much more slowly than they may be, since they arrive unevenly."""
 
 _log = logging.getLogger(__name__)
@@ -74,12 +73,11 @@ class StatusWriter:
         learn: Callable[[RunKey, Object], None],
     ) -> None:
         self._kube, self._current, self._learn = kube, current, learn
-        self._most = max(1, int(per_second))
-        self._window = _MARGIN * self._most / per_second
+        self._spacing = _MARGIN / per_second
+        self._next_at = 0.0
         self._waiting: dict[RunKey, Waiting] = {}
         self._writing: dict[RunKey, Waiting] = {}
         self._last: dict[RunKey, float] = {}
-        self._times: deque[float] = deque(maxlen=self._most)
         self._wake = asyncio.Event()
         self.written = 0
         """How many statuses were written."""
@@ -201,11 +199,11 @@ class StatusWriter:
         return chosen
 
     async def _keep_rate(self) -> None:
-        if len(self._times) == self._most:
-            wait = self._times[0] + self._window - time.monotonic()
-            if wait > 0:
-                await asyncio.sleep(wait)
-        self._times.append(time.monotonic())
+        """Wait until the next write may be sent; evenly, so that no second has more than it may."""
+        wait = self._next_at - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self._next_at = time.monotonic() + self._spacing
 
     async def _write_safely(self, key: RunKey) -> None:
         if key not in self._waiting:
