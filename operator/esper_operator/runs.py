@@ -30,7 +30,7 @@ from esper_operator.observe import JobFacts, Read, read_manifest, run_seen
 from esper_operator.settings import Settings
 from esper_operator.status import Facts, parsed_status, status_of
 from esper_operator.store import Children, Store
-from esper_operator.trouble import Trouble, trouble_of_error, trouble_of_events, trouble_of_pods
+from esper_operator.trouble import OF_EVENTS, Trouble, trouble_of_error, trouble_of_events, trouble_of_pods
 from esper_operator.writer import StatusWriter
 from esper_runtime.contracts import BusError
 from esper_runtime.planning import (
@@ -286,6 +286,10 @@ class Runs:
             return found
         if job.seen.active == 0 and view.seen.now - job.seen.created >= NO_PODS_SECONDS:
             uid, asked, known = self._asked.get(key, ("", 0.0, None))
+            if uid != job.seen.uid and view.seen.now - job.seen.created > 3 * NO_PODS_SECONDS:
+                # Of a process before this one: not all are asked at once at a start.
+                self._asked[key] = (job.seen.uid, view.seen.now, _said_before(view))
+                return self._asked[key][2]
             if uid == job.seen.uid and view.seen.now - asked < _patience(view):
                 return known
             said = await self._kube.list(EVENT, key.namespace, fields=f"involvedObject.uid={job.seen.uid}")
@@ -349,6 +353,14 @@ class _RefusalError(Exception):
 
 _NOT_ACCEPTED = ("NameTaken", "Refused")
 _LIVE_FIELDS = ("progress", "parameters", "seeds", "seedsSummary", "adaptations", "checkpoint")
+
+
+def _said_before(view: _View) -> Trouble | None:
+    """The trouble of a Job without pods that the status tells of."""
+    for item in (view.run.get("status") or {}).get("conditions") or ():
+        if item["type"] == "Degraded" and item["status"] == "True" and item["reason"] in OF_EVENTS:
+            return Trouble(item["reason"], item.get("message", ""))
+    return None
 
 
 def _patience(view: _View) -> float:

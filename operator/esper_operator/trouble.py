@@ -16,6 +16,9 @@ class Trouble:
     message: str
 
 
+OF_EVENTS = ("QuotaExceeded", "PodsForbidden")
+"""Reasons that only the events of a Job tell of."""
+
 _QUOTA = re.compile(r"exceeded quota", re.IGNORECASE)
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError")

@@ -383,6 +383,9 @@ def test_pods_that_the_quota_keeps_from_being_made_are_a_condition_too() -> None
     assert second is not None
     assert second > first, "a run that is blocked is looked at less and less often"
     assert len(world.cluster.calls) == before
+    world.now += 100
+    world.begin().one_pass()
+    assert world.cluster.calls[before:] == [], "a fresh operator believes the status for a while"
 
 
 def test_pods_that_the_api_server_refuses_are_said_and_nothing_runs() -> None:
