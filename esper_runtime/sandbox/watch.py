@@ -103,12 +103,15 @@ class Watch:
                     self.kill()
             self._drain()
         seconds = time.monotonic() - begun
-        _, status = os.waitpid(self.pid, 0)
+        _, status, used = os.wait4(self.pid, 0)
         for end in (self.output, self.log, self.answers, pidfd, self._listener):
             if end >= 0:
                 os.close(end)
         self.channel.close()
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        if ended_by in (signal.SIGKILL, signal.SIGXCPU) and self.violation is None:
+            # The kernel's limit on processor time may be first where this process has to wait for its own.
+            self.timed_out = self.timed_out or used.ru_utime + used.ru_stime >= self.limits.seconds
         if ended_by == signal.SIGSYS and self.violation is None:
             self.violation = Violation("unknown", "made a system call that is not allowed")
         return Outcome(
