@@ -65,7 +65,7 @@ async def pump(hear: Hear, namespaces: Iterable[str], kinds: Iterable[Kind] = tu
         namespaces=watched,
         stop_flag=stop,
     )
-    work = loop.run_in_executor(None, asyncio.run, watching)
+    work = loop.run_in_executor(None, asyncio.run, _quietly(watching))
     try:
         await asyncio.shield(work)
         raise EsperError("kopf has stopped to bring events; the operator ends, to be started again")
@@ -73,6 +73,14 @@ async def pump(hear: Hear, namespaces: Iterable[str], kinds: Iterable[Kind] = tu
         stop.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({work}, timeout=ENDING_SECONDS)
+
+
+async def _quietly(watching: Any) -> None:
+    """kopf leaves generators behind at its end, of which asyncio would complain."""
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: _log.debug("at the end of kopf: %s", context.get("message"))
+    )
+    await watching
 
 
 def _handler(loop: asyncio.AbstractEventLoop, hear: Hear, kind: Kind) -> Callable[..., Any]:
