@@ -9,6 +9,7 @@ from esper_operator.kube import Object
 from esper_operator.names import (
     ATTEMPT_LABEL,
     IDENTITY,
+    IMAGE,
     QUEUE_LABEL,
     RESERVED,
     SHAPE,
@@ -77,7 +78,7 @@ def service_of(run: Object) -> Object:
     }
 
 
-def claim_of(run: Object, settings: Settings) -> Object:
+def claim_of(run: Object, manifest: MorphogeneticRun, settings: Settings) -> Object:
     """The claim that takes checkpoints and model where the manifest names no place."""
     spec: Object = {
         "accessModes": ["ReadWriteOnce"],
@@ -85,7 +86,9 @@ def claim_of(run: Object, settings: Settings) -> Object:
     }
     if settings.storage_class:
         spec["storageClassName"] = settings.storage_class
-    return {"metadata": head_of(run, claim_name(run["metadata"]["name"])), "spec": spec}
+    head = head_of(run, claim_name(run["metadata"]["name"]))
+    head["annotations"] = {IMAGE: _image(manifest, settings)}
+    return {"metadata": head, "spec": spec}
 
 
 def secret_of(run: Object, attempt: int, files: Mapping[str, str]) -> Object:

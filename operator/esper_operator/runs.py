@@ -192,7 +192,9 @@ class Runs:
             case CreateService():
                 await self._create(key, SERVICE, service_of(run), uid)
             case CreateClaim():
-                await self._create(key, CLAIM, claim_of(run, self._settings), uid)
+                assert view.read.manifest is not None
+                claim = claim_of(run, view.read.manifest, self._settings)
+                await self._create(key, CLAIM, claim, uid)
             case CreateAttempt(number):
                 await self._create_attempt(key, view, number)
             case DeleteJob(name, job_uid):

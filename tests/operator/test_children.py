@@ -15,7 +15,7 @@ from esper_operator.children import (
 )
 from esper_operator.kube import CLAIM, JOB, NETWORK_POLICY, SECRET, SERVICE, Kind, Object
 from esper_operator.settings import Settings
-from esper_runtime.contracts import parse_run
+from esper_runtime.contracts import MorphogeneticRun, parse_run
 from tests.operator.world import manifest
 
 RICH: dict[str, Any] = {
@@ -65,6 +65,11 @@ def resource(**spec: Any) -> Object:
     return body
 
 
+def parsed(run: dict[str, Any]) -> MorphogeneticRun:
+    head = {"name": run["metadata"]["name"]}
+    return parse_run({**run, "metadata": head}, "x")
+
+
 def job(settings: Settings = SETTINGS, **spec: Any) -> Object:
     run = resource(**spec)
     plain = {key: run[key] for key in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "small"}}
@@ -83,7 +88,7 @@ def test_every_child_is_valid(version: str, spec: dict[str, Any]) -> None:
     children: list[tuple[Kind, Object]] = [
         (JOB, job(**spec)),
         (SERVICE, service_of(run)),
-        (CLAIM, claim_of(run, SETTINGS)),
+        (CLAIM, claim_of(run, parsed(run), SETTINGS)),
         (SECRET, secret_of(run, 3, {"bus.json": "{}"})),
         (NETWORK_POLICY, network_policy_of("team", SETTINGS)),
     ]
@@ -193,7 +198,12 @@ def test_a_claim_is_made_unless_everything_goes_elsewhere(
 
 
 def test_owned_by_the_run_and_never_blocking_its_deletion() -> None:
-    for body in (job(), service_of(resource()), claim_of(resource(), SETTINGS), secret_of(resource(), 1, {})):
+    for body in (
+        job(),
+        service_of(resource()),
+        claim_of(resource(), parsed(resource()), SETTINGS),
+        secret_of(resource(), 1, {}),
+    ):
         owner = body["metadata"]["ownerReferences"][0]
         assert owner["uid"] == resource()["metadata"]["uid"]
         assert (owner["controller"], owner["blockOwnerDeletion"]) == (True, False)

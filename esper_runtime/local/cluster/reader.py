@@ -92,7 +92,7 @@ def reader_of(
     Args:
         kubectl: reaches the cluster.
         run: name of the run.
-        image: of a reader that has to be started; None: that of the run's last Job.
+        image: of a reader that has to be started; None: that of the run's last Job, or named by its claim.
         say: prints a line.
         seconds: a reader may take to start.
 
@@ -151,8 +151,12 @@ def _image(kubectl: Kubectl, run: str) -> tuple[str, tuple[str, ...]]:
         pod = job["spec"]["template"]["spec"]
         pull_secrets = tuple(each["name"] for each in pod.get("imagePullSecrets", ()))
         return str(pod["containers"][0]["image"]), pull_secrets
+    claims = kubectl.read("get", "persistentvolumeclaims", f"--selector=esper.dev/run={run}")["items"]
+    for claim in claims:
+        if image := claim["metadata"].get("annotations", {}).get("esper.dev/image"):
+            return str(image), ()
     raise InputError(
-        f"no Job of run {run!r} is left that would name its image; give one that has `tar` and that the "
+        f"neither a Job nor a claim of run {run!r} names its image; give one that has `tar` and that the "
         f"cluster can fetch, such as your release's runtime image: --image NAME"
     )
 
