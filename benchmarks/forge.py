@@ -3,8 +3,9 @@
 ``fast`` kernels are made of the whole catalogue for slots of several widths; ``standard`` ones of one
 blueprint of every family (blueprints with the same operators in the same order). All are made by Tezzeret as
 its worker does and go through Urabrask's gauntlet; then a fresh process loads every archive and compares.
-Every kernel is made a second time elsewhere: in a process of its own with another home, temporary folder,
-hash seed and build folder, without the sandbox. On two cores: the second makes run beside the first.
+Every kernel is made a second time elsewhere: in another process (compiled ones each in one of its own) with
+another home, temporary folder, hash seed and build folder, without the sandbox. The second makes of compiled
+ones run beside the first: on one core, both take twice as long.
 
 ``python -m benchmarks.forge [NAME ...]`` compiles only the named blueprints.
 """
@@ -111,30 +112,25 @@ def make_all(pipeline: Pipeline, names: Sequence[str], home: Path) -> list[Made]
 
 
 def make_elsewhere(pipeline: Pipeline, names: Sequence[str], folder: Path) -> list[str]:
-    """Digests of the same kernels, each made in a process of its own that differs in all it may."""
+    """Digests of the same kernels, made in processes that differ in all they may: one for all ``fast``
+    kernels, one for each that is compiled."""
+    kernels = list(wanted(pipeline, names))
+    parts = [kernels] if pipeline is Pipeline.FAST else [[kernel] for kernel in kernels]
     digests = []
-    for number, (name, interface) in enumerate(wanted(pipeline, names)):
+    for number, part in enumerate(parts):
         home = folder / f"elsewhere-{number}"
         home.mkdir(parents=True)
+        words = [word for name, interface in part for word in (name, interface.model_dump_json())]
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.forge",
-                "--elsewhere",
-                pipeline.value,
-                name,
-                interface.model_dump_json(),
-            ],
+            [sys.executable, "-m", "benchmarks.forge", "--elsewhere", pipeline.value, *words],
             env={**os.environ, "HOME": str(home), "TMPDIR": str(home), "PYTHONHASHSEED": str(number + 1)}
             | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
-        digests.append(
-            done.stdout.strip().rpartition("\n")[2] if done.returncode == 0 else done.stderr[-300:]
-        )
+        failed = [done.stderr[-300:]] * len(part)
+        digests += done.stdout.split()[-len(part) :] if done.returncode == 0 else failed
     return digests
 
 
@@ -151,7 +147,6 @@ def elsewhere(pipeline: Pipeline, name: str, interface: Interface) -> str:
         request = {
             "graph": blueprint.model_dump(mode="json", by_alias=True),
             "interface": spec.interface.model_dump(mode="json", by_alias=True),
-            "device": spec.target.device,
             "arch": spec.target.arch,
             "compiler": compiler(),
         }
@@ -221,7 +216,8 @@ def _difference(
 def main() -> int:
     """Print the bars; returns 1 when one is missed."""
     if sys.argv[1:2] == ["--elsewhere"]:
-        print(elsewhere(Pipeline(sys.argv[2]), sys.argv[3], Interface.model_validate_json(sys.argv[4])))
+        for name, words in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
+            print(elsewhere(Pipeline(sys.argv[2]), name, Interface.model_validate_json(words)))
         return 0
     if sys.argv[1:2] == ["--match"]:
         print(json.dumps(match(Path(sys.argv[2]), Path(sys.argv[3]))))

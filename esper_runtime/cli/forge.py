@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -9,13 +10,17 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from esper_runtime.cli.at_library import bus_option
-from esper_runtime.cli.output import notice, output_option, print_json, table
-from esper_runtime.contracts import InputError
+from esper_runtime.cli.output import bar, notice, output_option, print_json, table
+from esper_runtime.contracts import InputError, Pipeline, load_run
+from esper_runtime.nissa import duration
 
 if TYPE_CHECKING:
+    from esper_runtime.local import Ready
     from esper_runtime.local.forge import Desk, ForgeStatus
 
 T = TypeVar("T")
+
+EXIT_INTERRUPTED = 75
 
 workers_option = click.option(
     "--workers",
@@ -61,6 +66,61 @@ def serve(workers: int | None, bus: str | None) -> int:
     with HomeBus(FORGE, home) as own:
         files = {role: own.file_of(role) for role in BusRole}
         serve_forge(place_of(files, home, own), number, notice)
+    return 0
+
+
+@forge.command(
+    epilog="""\b
+Examples:
+  esper forge prepare run.yaml                        what `esper run run.yaml` would make first
+  esper forge prepare run.yaml --pipeline standard    compiled twins too; tens of seconds each
+
+Exit codes: 0 done, 1 no kernel may be used, 2 wrong input, 75 interrupted; what is made stays."""
+)
+@click.argument("manifests", type=click.Path(path_type=Path), metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--pipeline",
+    type=click.Choice([Pipeline.FAST.value, Pipeline.STANDARD.value]),
+    default=Pipeline.FAST.value,
+    show_default=True,
+    help="fast: what seeds are planted with. standard: these, and native code for the twins of kept seeds.",
+)
+@output_option
+def prepare(manifests: tuple[Path, ...], pipeline: str, output: str) -> int:
+    """Make and test the kernels that the hosts of manifests could use, before they are run.
+
+    They lie on this machine's shelf then: `esper run` begins at once, and needs no forge to begin. What is
+    there already is verified and kept.
+    """
+    from esper_runtime.local import prepare_kernels
+    from esper_runtime.local.signals import SignalQueue
+    from esper_runtime.tolaria import ForgingStoppedError
+
+    runs = [(load_run(path), path.resolve().parent) for path in manifests]
+    begun = time.monotonic()
+    pipelines = [Pipeline.FAST, *([Pipeline.STANDARD] if pipeline == Pipeline.STANDARD else [])]
+    found: dict[Pipeline, Ready] = {}
+    with SignalQueue() as signals:
+        arrived: list[object] = []
+
+        def stopping() -> bool:
+            arrived.extend(signals.take())
+            return bool(arrived)
+
+        for each in pipelines:
+            with bar(f"{each.value} kernels") as progress:
+                try:
+                    found[each] = prepare_kernels(
+                        runs, each, lambda _, done, total: progress(done, total), stopping
+                    )
+                except ForgingStoppedError:
+                    notice("stopped; what is made stays, and the same command goes on from there")
+                    return EXIT_INTERRUPTED
+    seconds = time.monotonic() - begun
+    if output == "json":
+        print_json(_ready_data(found, seconds))
+    else:
+        _print_ready(found, seconds)
     return 0
 
 
@@ -201,3 +261,36 @@ def _print(found: "ForgeStatus") -> None:
         table("Dead letters", columns, rows, ("id", "deliveries"))
     for reason, number in found.ignored.items():
         click.echo(f"{number} {reason} words in the library do not count; see `esper library verify`")
+
+
+def _ready_data(found: "dict[Pipeline, Ready]", seconds: float) -> dict[str, object]:
+    return {
+        "kernels": [
+            {
+                "kernel": kernel.kernel,
+                "digest": kernel.digest,
+                "blueprint": kernel.blueprint,
+                "name": kernel.name,
+                "pipeline": kernel.pipeline.value,
+                "tags": list(kernel.tags),
+                "risk": kernel.risk,
+                "made": kernel.kernel in ready.made,
+            }
+            for ready in found.values()
+            for kernel in ready.kernels.values()
+        ],
+        "refused": {kernel: why for ready in found.values() for kernel, why in ready.refused.items()},
+        "seconds": round(seconds, 3),
+    }
+
+
+def _print_ready(found: "dict[Pipeline, Ready]", seconds: float) -> None:
+    rows = [
+        (each.value, str(len(ready.kernels)), str(len(ready.made)), str(len(ready.refused)))
+        for each, ready in found.items()
+    ]
+    columns = ("pipeline", "ready", "made now", "refused")
+    table(f"Kernels on the shelf, after {duration(seconds)}", columns, rows, columns[1:])
+    for ready in found.values():
+        for kernel, why in ready.refused.items():
+            click.echo(f"{kernel} may not be used: {why}")

@@ -30,6 +30,11 @@ def pod() -> None:
 
 @pod.command(
     epilog="""\b
+Examples:
+  esper pod train                     as the operator has it: /etc/esper and /var/esper are mounted
+  esper pod train --config secret --data data
+
+\b
 Exit codes: 0 complete, 75 resume me, 76 a peer died, 77 spec.budget is used up, 2 wrong input,
 137 a rank was killed (most likely for memory), else 1."""
 )
@@ -61,46 +66,33 @@ _idle = click.option(
     metavar="SECONDS",
     help="End after so long without work.",
 )
-_device = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="To work for; auto: cuda where there is one.",
-)
 
 
-@pod.command()
+_EPILOG = """\b
+Examples:
+  esper pod {0}
+  esper pod {0} --config secret --idle 5"""
+
+
+@pod.command(epilog=_EPILOG.format("tezzeret"))
 @_config
 @_idle
-@_device
-def tezzeret(config: Path, idle: float, device: str) -> int:
+def tezzeret(config: Path, idle: float) -> int:
     """Make kernels of blueprints until there is no more work."""
     _settle(Role.TEZZERET, config)
-    return work_off(
-        Role.TEZZERET, None, _chosen(device), idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE)
-    )
+    return work_off(Role.TEZZERET, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
 
 
-@pod.command()
+@pod.command(epilog=_EPILOG.format("urabrask"))
 @_config
 @_idle
-@_device
-def urabrask(config: Path, idle: float, device: str) -> int:
+def urabrask(config: Path, idle: float) -> int:
     """Test kernels in a sandbox until there is no more work."""
     _settle(Role.URABRASK, config)
-    return work_off(
-        Role.URABRASK, None, _chosen(device), idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE)
-    )
+    return work_off(Role.URABRASK, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
 
 
 def _settle(role: Role, config: Path) -> None:
     from esper_runtime.local.pod import worker_settled
 
     worker_settled(role, config)
-
-
-def _chosen(device: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -28,19 +28,16 @@ Examples:
 )
 def targets() -> int:
     """Print what kernels are made for on this machine, as JSON."""
-    import torch
-
     from esper_runtime.kasmina.kernels import current_target
 
-    devices = ["cpu", *(("cuda",) if torch.cuda.is_available() else ())]
-    print_json([current_target(device).name for device in devices])
+    print_json([current_target().name])
     return 0
 
 
 _EPILOG = """\b
 Examples:
   ESPER_BUS=~/.local/share/esper/bus/bus-{0}.json esper worker {0}
-  esper worker {0} --bus nats://10.0.0.7:4222 --device cuda
+  esper worker {0} --bus nats://10.0.0.7:4222
 
 It may be stopped, killed and started again at any time; what it had in hand comes again."""
 
@@ -50,33 +47,27 @@ _bus = click.option(
     help="The library's bus: a file with the address for this role, or a URL; default: what ESPER_BUS names.",
 )
 _listen = click.option("--listen", metavar="HOST:PORT", help="Serve GET /healthz and GET /metrics here.")
-_device = click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To work for."
-)
 
 
 @worker.command(epilog=_EPILOG.format("tezzeret"))
 @_bus
-@_device
 @_listen
-def tezzeret(bus: str | None, device: str, listen: str | None) -> int:
+def tezzeret(bus: str | None, listen: str | None) -> int:
     """Make kernels of blueprints, for this machine's target."""
-    return work_off(Role.TEZZERET, bus, device, listen=listen)
+    return work_off(Role.TEZZERET, bus, listen=listen)
 
 
 @worker.command(epilog=_EPILOG.format("urabrask"))
 @_bus
-@_device
 @_listen
-def urabrask(bus: str | None, device: str, listen: str | None) -> int:
+def urabrask(bus: str | None, listen: str | None) -> int:
     """Test kernels in a sandbox, and validate or reject them."""
-    return work_off(Role.URABRASK, bus, device, listen=listen)
+    return work_off(Role.URABRASK, bus, listen=listen)
 
 
 def work_off(
     role: Role,
     bus: str | None,
-    device: str,
     *,
     idle_seconds: float | None = None,
     listen: str | None = None,
@@ -95,7 +86,7 @@ def work_off(
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     end_with_parent()
     torch.set_num_threads(1)
-    address, keyring, target = bus_address(bus), KeyRing(esper_home()), current_target(device)
+    address, keyring, target = bus_address(bus), KeyRing(esper_home()), current_target()
     counts = tezzeret.Made() if role is Role.TEZZERET else urabrask.Judged()
 
     async def work() -> None:

@@ -214,9 +214,10 @@ class KernelSelector(ContractModel):
     )
     twins: TwinChoice = Field(
         default=TwinChoice.NEVER,
-        description="Never, or WhereFaster: seeds that were kept get a compiled twin, made by the library's "
-        "workers, once measurement in place says that it is faster. When that is depends on the workers, "
-        "and its results differ in the last bits, so that two such runs are not the same bit for bit.",
+        description="Never, or WhereFaster: seeds that were kept get a compiled twin, from the shelf or made "
+        "by the library's workers, once measurement in place says that it is faster. When that is depends on "
+        "the workers, and its results differ in the last bits, so that two such runs are not the same bit "
+        "for bit. On CUDA there are no twins.",
     )
     most_risk: float = Field(
         default=0.5,

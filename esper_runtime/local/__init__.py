@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from esper_runtime.local.folder import DEFAULT_RUNS, RunFolder, find_run, list_runs
     from esper_runtime.local.look import Fit, Look, look_at
     from esper_runtime.local.plan import Plan, plan_run
+    from esper_runtime.local.prepare import Ready, prepare_kernels
     from esper_runtime.local.progress import Display, Progress
     from esper_runtime.local.reader import outliving_the_reader
     from esper_runtime.local.replay import Replayed, replay_run
@@ -31,6 +32,7 @@ _HOMES = {
     "Look": "look",
     "Plan": "plan",
     "Progress": "progress",
+    "Ready": "prepare",
     "Replayed": "replay",
     "RunFolder": "folder",
     "Status": "steering",
@@ -44,6 +46,7 @@ _HOMES = {
     "look_at": "look",
     "outliving_the_reader": "reader",
     "plan_run": "plan",
+    "prepare_kernels": "prepare",
     "replay_run": "replay",
     "run_manifest": "run",
     "supervise_manifest": "start",
@@ -60,6 +63,7 @@ __all__ = [
     "Look",
     "Plan",
     "Progress",
+    "Ready",
     "Replayed",
     "RunFolder",
     "Status",
@@ -70,6 +74,7 @@ __all__ = [
     "look_at",
     "outliving_the_reader",
     "plan_run",
+    "prepare_kernels",
     "replay_run",
     "run_manifest",
     "status_data",

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shlex
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def build_parts(payload: bytes, workspace: Workspace) -> bytes:
     """Trace and compile.
 
     Args:
-        payload: JSON with ``graph``, ``interface``, ``device``, ``arch`` and ``compiler``.
+        payload: JSON with ``graph``, ``interface``, ``arch`` and ``compiler``.
         workspace: where the compiler works.
 
     Returns:
@@ -49,7 +48,7 @@ def build_parts(payload: bytes, workspace: Workspace) -> bytes:
     slots = KernelInterface.model_validate(request["interface"])
     _prepare(workspace.folder)
     try:
-        traced = trace(blueprint, slots, request["device"])
+        traced = trace(blueprint, slots)
         parts = _compiled(FORWARD, traced.forward, request, workspace.folder)
         learned: tuple[str, ...] = ()
         if traced.backward is not None:
@@ -71,7 +70,6 @@ def build_parts(payload: bytes, workspace: Workspace) -> bytes:
 def _prepare(folder: Path) -> None:
     """Nothing is looked up, locked or kept outside the folder."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
-    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     os.environ["USER"] = "esper"
     torch.set_num_threads(1)
 
@@ -91,8 +89,6 @@ def _compiled(part: str, program: Program, request: dict[str, Any], folder: Path
     for path in sorted(place.rglob("*")):
         if path.suffix == ".json" and not path.name.endswith("_metadata.json"):
             files[f"{part}/{Path(LIBRARY).stem}.json"] = path.read_bytes()
-        elif path.suffix == ".cubin":
-            files[f"{part}/{path.name}"] = path.read_bytes()
     return files
 
 
@@ -124,8 +120,7 @@ def _compiler(folder: Path, request: dict[str, Any]) -> Path:
     }
     flags = ["-g0", "-fno-ident", "-Wl,--build-id=none", "-Wl,-s"]
     flags += [f"-ffile-prefix-map={place}={name}" for place, name in places.items()]
-    # Beside a GPU it is the host's part alone, for any machine that one is put into.
-    arch = "avx2" if request["device"] == "cuda" else request["arch"]
+    arch = request["arch"]
     if platform.machine() == "x86_64" and arch in _MARCH:
         flags += [f"-march={_MARCH[arch]}", "-mno-avx512vnni", "-mno-avx512bf16", "-mno-amx-tile"]
     script = folder / "bin" / "g++"
@@ -134,13 +129,3 @@ def _compiler(folder: Path, request: dict[str, Any]) -> Path:
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(request["compiler"])} "$@" {shlex.join(flags)}\n')
         script.chmod(0o755)
     return script
-
-
-def main() -> None:
-    """Build what standard input asks for in the folder that is the first argument, into ``result``."""
-    folder = Path(sys.argv[1])
-    (folder / "result").write_bytes(build_parts(sys.stdin.buffer.read(), Workspace(folder)))
-
-
-if __name__ == "__main__":
-    main()

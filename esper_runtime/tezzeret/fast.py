@@ -13,7 +13,7 @@ from esper_runtime.contracts import Blueprint, Interface, InterfaceKind, KernelE
 _BATCH = 2
 
 
-def exercise(blueprint: Blueprint, slots: KernelInterface, device: str) -> None:
+def exercise(blueprint: Blueprint, slots: KernelInterface) -> None:
     """Build the blueprint at sample slots of the class and run it forward and backward once.
 
     Raises:
@@ -25,14 +25,14 @@ def exercise(blueprint: Blueprint, slots: KernelInterface, device: str) -> None:
             f"{blueprint.name} fits no slot of the class {slots.model_dump_json(by_alias=True)}"
         )
     for slot in samples:
-        _try(blueprint, slot, device)
+        _try(blueprint, slot)
 
 
-def _try(blueprint: Blueprint, slot: Interface, device: str) -> None:
+def _try(blueprint: Blueprint, slot: Interface) -> None:
     dtype = getattr(torch, slot.dtype)
-    body = build(blueprint, slot, seed=0).to(device=device, dtype=dtype)
+    body = build(blueprint, slot, seed=0).to(dtype)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tensor_shape(slot, _BATCH), generator=generator).to(device=device, dtype=dtype)
+    x = torch.randn(tensor_shape(slot, _BATCH), generator=generator).to(dtype)
     x.requires_grad_()
     with torch.random.fork_rng(devices=[]):
         try:

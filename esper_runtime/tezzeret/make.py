@@ -47,7 +47,7 @@ def make(
     trains = True
     parts: dict[str, bytes] = {}
     if spec.pipeline is Pipeline.FAST:
-        exercise(blueprint, spec.interface, spec.target.device)
+        exercise(blueprint, spec.interface)
     else:
         with ExitStack() as stack:
             built = (builder or stack.enter_context(Builder())).build(spec, blueprint)
@@ -75,10 +75,10 @@ def _check(spec: KernelSpec, blueprint: Blueprint) -> None:
     identity = canonical_id(blueprint)
     if identity != spec.blueprint:
         raise KernelError(f"{spec.kernel_id} is of blueprint {spec.blueprint}; the graph given is {identity}")
-    here = current_target(spec.target.device)
+    here = current_target()
     if spec.target != here:
         raise KernelError(f"{spec.kernel_id} is for {spec.target.name}; this worker makes {here.name}")
-    made_with = toolchain(spec.pipeline, spec.target.device)
+    made_with = toolchain(spec.pipeline)
     if spec.toolchain != made_with:
         raise KernelError(
             f"{spec.kernel_id} asks for the toolchain {_words(spec.toolchain)}; this worker has "

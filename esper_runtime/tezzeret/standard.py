@@ -15,9 +15,8 @@ from typing import Final
 
 from esper_runtime.artifact import decode_archive
 from esper_runtime.contracts import Blueprint, KernelError, KernelSpec, SandboxError, canonical_json
-from esper_runtime.kasmina.kernels import Call, compiler
+from esper_runtime.kasmina.kernels import Call, compiler, refuse_compiled
 from esper_runtime.sandbox import Limits, Profile, Sandbox
-from esper_runtime.tezzeret.beside_gpu import GpuBuild
 from esper_runtime.tezzeret.build import MADE, REFUSED
 
 MIB: Final = 1024 * 1024
@@ -34,7 +33,7 @@ LIMITS: Final = Limits(
 """Of one build; the greatest seen took 40 s on a free core, 1.2 GiB and 40 MiB of files."""
 
 _CALL: Final = "call.json"
-_PARTS: Final = re.compile(r"(forward|backward)/(model\.so|model\.json|[A-Za-z0-9_-]+\.cubin)")
+_PARTS: Final = re.compile(r"(forward|backward)/(model\.so|model\.json)")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Built:
     Attributes:
         parts: files of the artifact by name.
         trains: whether there is a backward part.
-        layers: of the sandbox that were active; none for GPUs (`GpuBuild`).
+        layers: of the sandbox that were active.
     """
 
     parts: dict[str, bytes]
@@ -62,7 +61,6 @@ class Builder:
     def __init__(self, limits: Limits = LIMITS) -> None:
         self._limits = limits
         self._sandbox: Sandbox | None = None
-        self._beside: GpuBuild | None = None
         self._turn = threading.Lock()
 
     def __enter__(self) -> "Builder":
@@ -80,8 +78,6 @@ class Builder:
 
     def interrupt(self) -> None:
         """End a build that another thread waits for: it raises `SandboxError` there."""
-        if self._beside is not None:
-            self._beside.interrupt()
         sandbox = self._sandbox
         warm = sandbox.pid if sandbox is not None else None
         if warm is not None:
@@ -92,23 +88,20 @@ class Builder:
         """Compile a kernel's parts.
 
         Raises:
-            KernelError: the blueprint cannot be compiled so; trying again would not help.
+            KernelError: the blueprint cannot be compiled so, or for such a device; trying again would not
+                help.
             SandboxError: the build was ended by a limit, or could not be started.
         """
+        refuse_compiled(spec.target.device)
         request = {
             "graph": blueprint.model_dump(mode="json", by_alias=True),
             "interface": spec.interface.model_dump(mode="json", by_alias=True),
-            "device": spec.target.device,
             "arch": spec.target.arch,
             "compiler": compiler(),
         }
         payload = canonical_json(request)
         with self._turn:
-            if spec.target.device == "cpu":
-                result, layers = self._confined(payload)
-            else:
-                self._beside = GpuBuild(payload)
-                result, layers = self._beside.run(self._limits.seconds), ()
+            result, layers = self._confined(payload)
         if result.startswith(REFUSED):
             raise KernelError(result.removeprefix(REFUSED).decode(errors="replace")[:1800])
         parts = decode_archive(result.removeprefix(MADE))

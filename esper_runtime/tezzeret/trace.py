@@ -59,7 +59,7 @@ class Traced:
     least: tuple[int, ...]
 
 
-def trace(blueprint: Blueprint, slots: KernelInterface, device: str) -> Traced:
+def trace(blueprint: Blueprint, slots: KernelInterface) -> Traced:
     """Trace a blueprint for the exact widths of a class.
 
     Raises:
@@ -73,7 +73,7 @@ def trace(blueprint: Blueprint, slots: KernelInterface, device: str) -> Traced:
         words = slots.model_dump_json(by_alias=True)
         raise KernelError(f"{blueprint.name} fits no slot of the class {words}")
     trains = not any(node.op in ONLY_EVALUATED for node in blueprint.nodes)
-    body = build(blueprint, samples[0], seed=0).to(device=device, dtype=getattr(torch, slots.dtype))
+    body = build(blueprint, samples[0], seed=0).to(dtype=getattr(torch, slots.dtype))
     body.eval().requires_grad_(False)
     try:
         return _trace(body, samples[0], trains)
@@ -150,7 +150,7 @@ def _example(body: nn.Module, sample: Interface, tensors: Sequence[Tensor]) -> T
         spatial.append(size)
     shape = tensor_shape(sample.model_copy(update={"spatial_in": tuple(spatial)}), batch)
     parameter = next(body.parameters())
-    return torch.randn(shape, device=parameter.device, dtype=parameter.dtype)
+    return torch.randn(shape, dtype=parameter.dtype)
 
 
 class _Calls(nn.Module):

@@ -10,6 +10,7 @@ from esper_runtime.tolaria.checkpoint import CheckpointStore, SavedState, to_byt
 from esper_runtime.tolaria.disk import replace_file
 from esper_runtime.tolaria.environment import describe, prepared, seed_all
 from esper_runtime.tolaria.evaluate import evaluate
+from esper_runtime.tolaria.forging import ForgingStoppedError, Told, prepare
 from esper_runtime.tolaria.governor import Governor
 from esper_runtime.tolaria.grower import Grower
 from esper_runtime.tolaria.hosts import (
@@ -34,6 +35,7 @@ from esper_runtime.tolaria.result import NoObserver, Observer, Result
 from esper_runtime.tolaria.schedule import learning_rate, newborn_factor, schedule_factor
 from esper_runtime.tolaria.sources import raised_in_user_code, resolve
 from esper_runtime.tolaria.steering import Inbox
+from esper_runtime.tolaria.stocking import wanted_kernels
 from esper_runtime.tolaria.tasks import (
     BUILTIN_TASKS,
     Batch,
@@ -58,6 +60,7 @@ __all__ = [
     "CheckpointStore",
     "ClassificationTask",
     "Cnn",
+    "ForgingStoppedError",
     "Governor",
     "Gradients",
     "GroupedOptimizer",
@@ -79,6 +82,7 @@ __all__ = [
     "SavedState",
     "Task",
     "TaskShape",
+    "Told",
     "Trainer",
     "Transformer",
     "build_host",
@@ -101,6 +105,7 @@ __all__ = [
     "must_sync",
     "newborn_factor",
     "parameters_of",
+    "prepare",
     "prepared",
     "raised_in_user_code",
     "read_model",
@@ -112,4 +117,5 @@ __all__ = [
     "take",
     "to_bytes",
     "to_device",
+    "wanted_kernels",
 ]

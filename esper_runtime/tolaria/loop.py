@@ -167,12 +167,12 @@ class Loop:
         return None
 
     def _new_twins(self) -> Twins | None:
-        """Compiled twins, where the manifest wants them and a library makes them."""
+        """Compiled twins on the CPU, where the manifest wants them and something finds their kernels."""
         parts, supply = self.parts, self.supply
         training = parts.run.spec.training
         if parts.run.spec.growth.kernels.twins is TwinChoice.NEVER:
             return None
-        if supply.cache is None or supply.wish is None:
+        if supply.cache is None or supply.wish is None or parts.device.type != "cpu":
             return None
         batch = training.batch_size // training.accumulate
         return Twins(parts.model, TwinSource(supply.cache, supply.wish, batch), self.record)

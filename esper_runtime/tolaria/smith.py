@@ -6,6 +6,7 @@ It reads a `CompileWork` a line and answers with a line for each. It ends with i
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from esper_runtime.contracts import (
 from esper_runtime.contracts.errors import SandboxError
 from esper_runtime.kasmina import Shelf
 from esper_runtime.sandbox import Sandbox
-from esper_runtime.tezzeret import make
+from esper_runtime.tezzeret import Builder, make
 from esper_runtime.urabrask import evaluate, new_sandbox
 
 
@@ -33,12 +34,16 @@ def main() -> None:
     torch.set_num_threads(1)
     home = Path(sys.argv[1])
     ring = KeyRing(home)
-    shelf = Shelf(home)
-    with tempfile.TemporaryDirectory(prefix="esper-forge-") as folder, new_sandbox() as sandbox:
+    with (
+        tempfile.TemporaryDirectory(prefix="esper-forge-") as folder,
+        new_sandbox() as sandbox,
+        Builder() as builder,
+    ):
+        smithy = _Smithy(Path(folder), ring, Shelf(home), sandbox, builder)
         for line in sys.stdin.buffer:
             work = CompileWork.model_validate_json(line)
             try:
-                answer = _forge(work, Path(folder), ring, shelf, sandbox)
+                answer = smithy.forge(work)
             except SandboxError as error:
                 answer = {"broken": str(error)}
             except EsperError as error:
@@ -47,22 +52,31 @@ def main() -> None:
             sys.stdout.flush()
 
 
-def _forge(work: CompileWork, folder: Path, ring: KeyRing, shelf: Shelf, sandbox: Sandbox) -> dict[str, Any]:
-    kernel = work.spec.kernel_id
-    try:
-        archive, compiled = make(work.spec, work.graph, folder, ring)
-    except (KernelError, BlueprintError) as error:
-        failed = CompileFailed(spec=work.spec, kernel=kernel, reason=str(error)[:2000])
-        shelf.reject(kernel, ring.sign(Role.TEZZERET, failed))
-        return {"kernel": kernel, "rejected": str(error)}
-    report = evaluate(archive, compiled, ring.trust, sandbox=sandbox)
-    verdict = ring.sign(Role.URABRASK, Verdict(kernel=kernel, digest=report.digest, report=report))
-    if report.passed:
-        shelf.put(archive, compiled, verdict, ring.trust)
-    else:
-        shelf.reject(kernel, verdict)
-    archive.unlink()
-    return {"kernel": kernel} | ({} if report.passed else {"rejected": report.failures[0].reason})
+@dataclass(frozen=True)
+class _Smithy:
+    folder: Path
+    ring: KeyRing
+    shelf: Shelf
+    sandbox: Sandbox
+    builder: Builder
+
+    def forge(self, work: CompileWork) -> dict[str, Any]:
+        """Make, test and shelve one kernel; returns what is to be said of it."""
+        kernel, ring = work.spec.kernel_id, self.ring
+        try:
+            archive, compiled = make(work.spec, work.graph, self.folder, ring, self.builder)
+        except (KernelError, BlueprintError) as error:
+            failed = CompileFailed(spec=work.spec, kernel=kernel, reason=str(error)[:2000])
+            self.shelf.reject(kernel, ring.sign(Role.TEZZERET, failed))
+            return {"kernel": kernel, "rejected": str(error)}
+        report = evaluate(archive, compiled, ring.trust, sandbox=self.sandbox)
+        verdict = ring.sign(Role.URABRASK, Verdict(kernel=kernel, digest=report.digest, report=report))
+        if report.passed:
+            self.shelf.put(archive, compiled, verdict, ring.trust)
+        else:
+            self.shelf.reject(kernel, verdict)
+        archive.unlink()
+        return {"kernel": kernel} | ({} if report.passed else {"rejected": report.failures[0].reason})
 
 
 if __name__ == "__main__":

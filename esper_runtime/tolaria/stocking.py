@@ -29,17 +29,17 @@ BEAT_SECONDS = 1.0
 """Between two words of rank 0 to the others while kernels are made."""
 
 
-def wanted_kernels(model: Growable) -> dict[str, KernelSpec]:
+def wanted_kernels(model: Growable, pipeline: Pipeline = Pipeline.FAST) -> dict[str, KernelSpec]:
     """The kernels of the model's blueprints that fit its slots, by id.
 
     Plain graphs are tested on the CPU wherever they train: they hold no code of a device.
 
     Raises:
-        KernelError: there are no kernels for this machine.
+        KernelError: the pipeline is not offered, or lacks a compiler.
     """
     target = current_target()
     pairs = {(c.blueprint, model.place(c.slot).interface): None for c in candidates(model)}
-    specs = (spec_for(blueprint, interface, target, Pipeline.FAST) for blueprint, interface in pairs)
+    specs = (spec_for(blueprint, interface, target, pipeline) for blueprint, interface in pairs)
     return {spec.kernel_id: spec for spec in specs}
 
 
@@ -108,8 +108,9 @@ def stocked(
         _tell_supply(group, known, offer)
         supply = Supply(known, entries, offer, selector)
         if library is not None:
-            supply.offers, supply.wish = library.offers, library.wish
-        watch = ShelfWatch(supply, shelf, trust)
+            supply.offers = library.offers
+        watch = ShelfWatch(supply, shelf, trust, None if library is None else library.wish)
+        supply.wish = watch.wish
         watch.start()
         stack.callback(watch.close)
         if group.size > 1:

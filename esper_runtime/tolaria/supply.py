@@ -47,7 +47,7 @@ class Supply:
     Attributes:
         offers: what arrives; another thread may append to it. Of several ranks, only rank 0 gets any.
         cache: of loaded kernels, where this process has one.
-        wish: says to the library which kernel is wanted, where there is one.
+        wish: says which kernel is wanted, where it can be found or made; it comes as an offer.
     """
 
     def __init__(

@@ -132,9 +132,8 @@ class Twins:
         key = (seed.blueprint_id, seed.interface)
         if key not in self._wished:
             self._wished.add(key)
-            device = next(self._model.host.parameters()).device
-            target = current_target(device)
-            self._source.wish(spec_for(seed.blueprint_id, seed.interface, target, Pipeline.STANDARD))
+            spec = spec_for(seed.blueprint_id, seed.interface, current_target(), Pipeline.STANDARD)
+            self._source.wish(spec)
 
     def _repeat(self, event: TwinChanged) -> None:
         if event.seed not in self._model.living:

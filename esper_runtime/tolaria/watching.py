@@ -1,10 +1,13 @@
-"""A thread that notices when a kernel of the run may be used no more: revoked, quarantined, or damaged."""
+"""A thread that looks at the shelf for a run: for kernels that it wishes for, and for those that may be used
+no more because they are revoked, quarantined or damaged."""
 
 import logging
 import threading
+from collections import deque
+from collections.abc import Callable
 
 from esper_runtime.artifact import Trust
-from esper_runtime.contracts import EsperError
+from esper_runtime.contracts import EsperError, KernelSpec
 from esper_runtime.kasmina import Shelf
 from esper_runtime.tolaria.supply import Offer, Supply
 
@@ -22,10 +25,19 @@ class ShelfWatch:
         supply: of the run; what is found wrong is offered to it as gone.
         shelf: where the kernels lie.
         trust: whom we believe.
+        elsewhere: is told of a wish that the shelf does not fulfil.
     """
 
-    def __init__(self, supply: Supply, shelf: Shelf, trust: Trust) -> None:
-        self._supply, self._shelf, self._trust = supply, shelf, trust
+    def __init__(
+        self,
+        supply: Supply,
+        shelf: Shelf,
+        trust: Trust,
+        elsewhere: Callable[[KernelSpec], None] | None = None,
+    ) -> None:
+        self._supply, self._shelf, self._trust, self._elsewhere = supply, shelf, trust, elsewhere
+        self._wishes: deque[KernelSpec] = deque()
+        self._woken = threading.Event()
         self._gone: set[str] = set()
         self._keys, self._marks = self._trust.keys, shelf.marks()
         self._closing = threading.Event()
@@ -38,14 +50,31 @@ class ShelfWatch:
     def close(self) -> None:
         """End the thread."""
         self._closing.set()
+        self._woken.set()
         self._thread.join()
 
+    def wish(self, spec: KernelSpec) -> None:
+        """Say that the run can use one more kernel; it comes as an offer, if it comes. Returns at once."""
+        self._wishes.append(spec)
+        self._woken.set()
+
     def _serve(self) -> None:
-        while not self._closing.wait(LOOK_SECONDS):
+        while not self._closing.is_set():
+            self._woken.wait(LOOK_SECONDS)
+            self._woken.clear()
             try:
+                while self._wishes:
+                    self._fulfil(self._wishes.popleft())
                 self.look()
             except (EsperError, OSError) as error:
                 log.warning("the kernels on the shelf cannot be looked at: %s", error)
+
+    def _fulfil(self, spec: KernelSpec) -> None:
+        there, _ = self._shelf.usable([spec.kernel_id], self._trust)
+        if there:
+            self._supply.offers.append(Offer(arrived=tuple(there.values())))
+        elif self._elsewhere is not None:
+            self._elsewhere(spec)
 
     def look(self) -> int:
         """Verify what has changed since the last look; returns how many kernels that were."""

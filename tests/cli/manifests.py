@@ -6,6 +6,9 @@ from typing import Any
 
 import yaml
 
+from esper_runtime.contracts import load_run
+from esper_runtime.local import run_manifest
+
 GOOD: dict[str, Any] = {
     "apiVersion": "esper.dev/v1alpha1",
     "kind": "MorphogeneticRun",
@@ -41,3 +44,8 @@ def write(folder: Path, *changes: tuple[str, Any], name: str = "run.yaml") -> Pa
     path = folder / name
     path.write_text(yaml.safe_dump(changed(*changes), sort_keys=False))
     return path
+
+
+def trained(path: Path, runs_dir: Path = Path("runs")) -> int:
+    """The trainer's part of `esper run` in this process: for tests of what comes after a run."""
+    return run_manifest(load_run(path), path, runs_dir)

@@ -14,7 +14,7 @@ from esper_runtime.cli.app import invoke
 from esper_runtime.contracts import Finished, load_run
 from esper_runtime.nissa import read_journal
 from esper_runtime.tolaria import load_task
-from tests.cli.manifests import write
+from tests.cli.manifests import trained, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     formats = ("spec.output.formats", ["safetensors", "torch-export"])
     manifest = write(folder, ("spec.training.steps", 200), formats)
-    assert invoke(["run", str(manifest), "--runs-dir", str(folder / "runs")]) == 0
+    assert trained(manifest, folder / "runs") == 0
     return folder
 
 
@@ -187,12 +187,12 @@ def test_the_program_goes_where_the_model_goes_and_is_made_again_where_it_is_mis
 ) -> None:
     monkeypatch.chdir(tmp_path)
     output = {"uri": str(tmp_path / "out"), "formats": ["safetensors", "torch-export"]}
-    path = str(write(tmp_path, ("spec.output", output), ("spec.training.steps", 5)))
+    path = write(tmp_path, ("spec.output", output), ("spec.training.steps", 5))
     program = tmp_path / "out" / "model.pt2"
-    assert invoke(["run", path]) == 0
+    assert trained(path) == 0
     assert program.exists()
     program.unlink()
-    assert invoke(["run", path]) == 0
+    assert trained(path) == 0
     assert {file.name for file in program.parent.iterdir()} == {
         "architecture.json",
         "model.pt2",
@@ -204,7 +204,7 @@ def test_only_a_complete_run_is_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert invoke(["run", str(write(tmp_path, ("spec.budget.wallSeconds", 0.001)))]) == 75
+    assert trained(write(tmp_path, ("spec.budget.wallSeconds", 0.001))) == 75
     capsys.readouterr()
     assert invoke(["export", "small"]) == 2
     assert "is Interrupted at step" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from esper_runtime.cli.app import invoke
 from esper_runtime.contracts import Compared, Finished, Interrupted, Resumed, SeedChanged, SeedStage
 from esper_runtime.nissa import read_journal
-from tests.cli.manifests import write
+from tests.cli.manifests import trained, write
 
 LONG = ("spec.training.steps", 20_000)
 
@@ -203,7 +203,7 @@ def test_a_changed_manifest_is_refused_with_every_field_that_may_not_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = ("spec.budget.wallSeconds", 0.001)
-    assert invoke(["run", str(write(tmp_path, stop))]) == 75
+    assert trained(write(tmp_path, stop)) == 75
     before = Path("runs/small/journal.jsonl").read_bytes()
     changed = write(
         tmp_path,
@@ -221,7 +221,7 @@ def test_a_changed_manifest_is_refused_with_every_field_that_may_not_change(
     assert "spec.checkpoint.keep" not in message
     assert "--fresh" in message
     assert Path("runs/small/journal.jsonl").read_bytes() == before
-    assert invoke(["run", str(write(tmp_path, ("spec.checkpoint.keep", 1)))]) == 0
+    assert trained(write(tmp_path, ("spec.checkpoint.keep", 1))) == 0
     assert kinds()[-1] == "Finished"
 
 
@@ -229,7 +229,7 @@ def test_fresh_keeps_the_old_run_beside_the_new_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path)
-    assert invoke(["run", str(path)]) == 0
+    assert trained(path) == 0
     old = Path("runs/small/journal.jsonl").read_bytes()
     bad = write(tmp_path, ("spec.host.builtin", "mpl"), name="bad.yaml")
     assert invoke(["run", str(bad), "--fresh"]) == 2
@@ -245,7 +245,7 @@ def test_fresh_does_not_mix_the_checkpoints_of_two_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, ("spec.checkpoint.uri", str(tmp_path / "kept")))
-    assert invoke(["run", str(path)]) == 0
+    assert trained(path) == 0
     old = Path("runs/small/journal.jsonl").read_bytes()
     assert invoke(["run", str(path), "--fresh"]) == 2
     assert "holds the earlier run's checkpoints" in capsys.readouterr().err
@@ -275,7 +275,7 @@ def test_a_comparison_trains_the_host_and_plain_models_of_the_final_size_and_can
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, ("spec.training.steps", 200))
-    assert invoke(["run", str(path)]) == 0
+    assert trained(path) == 0
     assert invoke(["run", str(path), "--compare"]) == 0
     said = capsys.readouterr().out
     events = [entry.event for entry in read_journal(Path("runs/small/journal.jsonl"))]

@@ -125,9 +125,12 @@ def test_a_pipeline_that_is_not_offered_is_refused() -> None:
         spec_for(canonical_id(MLP), interface, current_target(), Pipeline.AGGRESSIVE)
 
 
-def test_a_device_without_kernels_is_refused() -> None:
-    with pytest.raises(KernelError, match="no kernels for meta"):
-        current_target("meta")
+def test_a_compiled_kernel_for_another_device_than_the_cpu_is_refused() -> None:
+    gpu = Target(device="cuda", arch="sm-90", torch="2.13.0")
+    interface = slot(InterfaceKind.FEATURES)
+    with pytest.raises(KernelError, match="compiled kernels are for the CPU only, not for cuda"):
+        spec_for(canonical_id(MLP), interface, gpu, Pipeline.STANDARD)
+    assert spec_for(canonical_id(MLP), interface, gpu, Pipeline.FAST).target == gpu
 
 
 def test_making_leaves_the_random_state_alone(tmp_path: Path) -> None:

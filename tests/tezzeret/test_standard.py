@@ -19,6 +19,7 @@ from esper_runtime.contracts import (
     Pipeline,
     SandboxError,
     Signed,
+    Target,
 )
 from esper_runtime.kasmina.kernels import Kernel, Twin, load
 from esper_runtime.tezzeret import Builder, make
@@ -167,6 +168,20 @@ def test_a_body_of_another_kernel_is_refused(learning: Kernel) -> None:
         learning.twin(other)
 
 
+def test_a_body_on_another_device_is_refused(learning: Kernel) -> None:
+    body = learning.body(TOKENS, 0).to("meta")
+    with pytest.raises(KernelError, match="compiled kernels are for the CPU only, not for meta"):
+        learning.twin(body)
+
+
+def test_a_builder_refuses_another_device_than_the_cpu(builder: Builder) -> None:
+    blueprint = catalogue()["mlp-tokens-half"]
+    gpu = Target(device="cuda", arch="sm-90", torch="2.13.0")
+    spec = wanted(blueprint, TOKENS, Pipeline.STANDARD).model_copy(update={"target": gpu})
+    with pytest.raises(KernelError, match="compiled kernels are for the CPU only, not for cuda"):
+        builder.build(spec, blueprint)
+
+
 def test_a_fast_kernel_has_no_twin(tmp_path: Path) -> None:
     kernel = load(made(catalogue()["mlp"], slot(InterfaceKind.FEATURES), tmp_path))
     with pytest.raises(KernelError, match="no compiled parts"):
@@ -192,14 +207,14 @@ def test_what_draws_random_numbers_is_compiled_for_evaluation_only() -> None:
         output="tail",
     )
     slots = KernelInterface.of(slot(InterfaceKind.SEQUENCE), exact=True)
-    assert trace(pairs, slots, "cpu").backward is None
+    assert trace(pairs, slots).backward is None
 
 
 @pytest.mark.parametrize("name", ["norm-scale-image", "attention", "conv-pair"])
 def test_programs_are_traced_for_blocks_of_memory_as_twins_pass_them(name: str) -> None:
     """A blueprint that yields a transposed tensor must not be compiled for a transposed gradient."""
     blueprint = catalogue()[name]
-    traced = trace(blueprint, KernelInterface.of(slot(blueprint.interface), exact=True), "cpu")
+    traced = trace(blueprint, KernelInterface.of(slot(blueprint.interface), exact=True))
     assert traced.backward is not None
     for program in (traced.forward, traced.backward):
         assert all(tensor.is_contiguous() for tensor in program.arguments)

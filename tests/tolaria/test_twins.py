@@ -31,10 +31,11 @@ from esper_runtime.tolaria import Trainer, load, loop
 from esper_runtime.tolaria.replay import ReplayTrainer
 from esper_runtime.tolaria.supply import Offer
 from esper_runtime.tolaria.twins import TwinSource
+from tests.oona.bus import eventually
 from tests.tezzeret.kernels import slot
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest
 
-STEPS, OFFERED = 120, 40
+STEPS, OFFERED, KEPT = 120, 40, 90
 
 
 def described(twins: str):
@@ -170,6 +171,33 @@ def test_a_resumed_run_has_its_twin_again_and_one_that_is_lost_is_said_to_be(
     assert (lost.kernel, lost.seed) == (None, "s1")
     assert result.outcome == "Complete"
     assert not isinstance(trainer._loop.parts.model.seed("s1").body, Twin)
+
+
+@pytest.mark.usefixtures("any_twin_is_faster")
+def test_without_a_library_a_twin_comes_from_the_shelf(compiled: UsableKernel, tmp_path: Path) -> None:
+    class Waiting(Trainer):
+        """It waits at a step for what the shelf has: a small run would be over before."""
+
+        def _train(self, parts, opening, supply):
+            step = self._observer.on_step
+
+            def on_step(number, loss):
+                step(number, loss)
+                if number == KEPT:
+                    eventually(lambda: supply.waiting or compiled.kernel in supply.known)
+                    supply.cache.fill([compiled.artifact])
+
+            self._observer.on_step = on_step
+            return super()._train(parts, opening, supply)
+
+    recorder = Recorder()
+    trainer = Waiting(
+        described("WhereFaster"), tmp_path / "run", recorder, controller=Script((10, IMMEDIATE))
+    )
+    recorder.trainer = trainer
+    trainer.run()
+    (event,) = recorder.of(TwinChanged)
+    assert (event.seed, event.kernel, event.digest) == ("s1", compiled.kernel, compiled.digest)
 
 
 def test_a_twin_that_is_not_faster_in_place_is_not_swapped_in(

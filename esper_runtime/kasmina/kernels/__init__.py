@@ -10,7 +10,13 @@ from esper_runtime.kasmina.kernels.shelf import Shelf, usable
 from esper_runtime.kasmina.kernels.stock import Maker, Stock
 from esper_runtime.kasmina.kernels.swap import MARGIN, Comparison, compare, twin_of
 from esper_runtime.kasmina.kernels.twin import Twin, arguments
-from esper_runtime.kasmina.kernels.wanted import compiler, current_target, spec_for, toolchain
+from esper_runtime.kasmina.kernels.wanted import (
+    compiler,
+    current_target,
+    refuse_compiled,
+    spec_for,
+    toolchain,
+)
 
 __all__ = [
     "MARGIN",
@@ -29,6 +35,7 @@ __all__ = [
     "compiler",
     "current_target",
     "load",
+    "refuse_compiled",
     "spec_for",
     "toolchain",
     "twin_of",

@@ -1,7 +1,7 @@
 """Compiled parts in this process: shared objects out of a verified archive, loaded by PyTorch's C++ runner.
 
-The runner reads the shared object, a list of operators as JSON and CUDA binaries; it unpickles nothing. What
-it loads is native code, so only parts of an artifact that was verified may come here.
+The runner reads the shared object and a list of operators as JSON; it unpickles nothing. What it loads is
+native code for the CPU, so only parts of an artifact that was verified may come here.
 """
 
 import json
@@ -21,7 +21,7 @@ from esper_runtime.contracts import KernelError
 CALL, FORWARD, BACKWARD = "call.json", "forward", "backward"
 LIBRARY = "model.so"
 _MOST_ELEMENTS = 2**31
-"""Code for GPUs may count elements of a tensor with 32 bits."""
+"""Compiled code may count elements of a tensor with 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -83,27 +83,23 @@ def _frozen(value: Any) -> Any:
 
 
 class CompiledParts:
-    """The forward part and, where there is one, the backward part, loaded for one device.
+    """The forward part and, where there is one, the backward part, loaded.
 
     Copies of it are itself: what is loaded is shared.
     """
 
-    def __init__(self, files: Mapping[str, bytes], device: torch.device) -> None:
+    def __init__(self, files: Mapping[str, bytes]) -> None:
         """Load what `esper_runtime.tezzeret` has put into an artifact.
 
         Args:
             files: of a verified artifact, by name.
-            device: to run on.
 
         Raises:
             KernelError: a part is missing or cannot be loaded.
         """
         if CALL not in files:
             raise KernelError("the artifact has no compiled parts")
-        self.device = device
         self.call = Call.decoded(files[CALL])
-        # CUDA binaries are read when they first run, so their folders stay as long as this object.
-        self._folders: list[tempfile.TemporaryDirectory[str]] = []
         self._forward = self._runner(files, FORWARD)
         self._backward = self._runner(files, BACKWARD) if self.call.learned else None
 
@@ -116,7 +112,7 @@ class CompiledParts:
         return self._backward is not None
 
     def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """The output for ``x``; all tensors contiguous, on the device."""
+        """The output for ``x``; all tensors contiguous, on the CPU."""
         outputs: list[Tensor] = self._forward.run([x, *tensors])
         return outputs[0]
 
@@ -132,23 +128,16 @@ class CompiledParts:
         inside = {name.removeprefix(start): data for name, data in files.items() if name.startswith(start)}
         if LIBRARY not in inside:
             raise KernelError(f"the artifact has no compiled {part} part")
-        folder = tempfile.TemporaryDirectory(prefix="esper-kernel-")  # private to this user
-        try:
+        # The folder is private to this user, and not needed once the process has the library mapped.
+        with tempfile.TemporaryDirectory(prefix="esper-kernel-") as folder:
             for name, data in inside.items():
                 if Path(name).name != name:
                     raise KernelError(f"a compiled part must not lie in a folder of its own: {part}/{name}")
-                place = Path(folder.name, name)
+                place = Path(folder, name)
                 place.touch(0o600)
                 place.write_bytes(data)
-            library = str(Path(folder.name, LIBRARY))
-            if self.device.type == "cuda":
-                index = torch.cuda.current_device() if self.device.index is None else self.device.index
-                self._folders.append(folder)
-                return torch._C._aoti.AOTIModelContainerRunnerCuda(library, 1, f"cuda:{index}", folder.name)
-            return torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
-        except RuntimeError as error:
-            first = str(error).strip().partition("\n")[0]
-            raise KernelError(f"the compiled {part} part cannot be loaded: {first}") from None
-        finally:
-            if folder not in self._folders:
-                folder.cleanup()  # the process has it mapped
+            try:
+                return torch._C._aoti.AOTIModelContainerRunnerCpu(str(Path(folder, LIBRARY)), 1)
+            except RuntimeError as error:
+                first = str(error).strip().partition("\n")[0]
+                raise KernelError(f"the compiled {part} part cannot be loaded: {first}") from None

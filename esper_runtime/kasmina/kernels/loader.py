@@ -8,7 +8,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx, nn
 
 from esper_runtime.artifact import VerifiedArtifact
@@ -16,7 +15,7 @@ from esper_runtime.blueprint.builder import BUILDER_VERSION, build
 from esper_runtime.contracts import Blueprint, Interface, KernelError, KernelSpec
 from esper_runtime.kasmina.kernels.compiled import CompiledParts
 from esper_runtime.kasmina.kernels.twin import Twin
-from esper_runtime.kasmina.kernels.wanted import COMPILED, current_target
+from esper_runtime.kasmina.kernels.wanted import COMPILED, current_target, refuse_compiled
 
 Files = Mapping[str, bytes]
 """Contents of an artifact by name."""
@@ -40,7 +39,7 @@ class Kernel:
     bytes: int
     trains: bool
     _files: Files = field(repr=False)
-    _loaded: dict[torch.device, CompiledParts] = field(default_factory=dict, repr=False)
+    _loaded: list[CompiledParts] = field(default_factory=list, repr=False)
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -71,23 +70,24 @@ class Kernel:
         return self.spec.pipeline in COMPILED
 
     def twin(self, body: nn.Module) -> Twin:
-        """The compiled twin of a body of this kernel's blueprint and class, on the body's device.
+        """The compiled twin of a body of this kernel's blueprint and class, on the CPU.
 
-        The first call for a device loads native code, which takes some milliseconds.
+        The first call loads native code, which takes some milliseconds.
 
         Args:
-            body: from `body`, moved to its device and dtype; its parameters and buffers are the twin's too.
+            body: from `body`, in its dtype; its parameters and buffers are the twin's too.
 
         Raises:
-            KernelError: there are no compiled parts, they cannot be loaded, or the body is of another one.
+            KernelError: there are no compiled parts, they cannot be loaded, or the body is of another one or
+                on another device.
         """
         if not self.compiled:
             raise KernelError(f"{self.id} is a {self.spec.pipeline.value} kernel: it has no compiled parts")
-        device = next(body.parameters()).device
+        refuse_compiled(next(body.parameters()).device.type)
         with self._turn:
-            if device not in self._loaded:
-                self._loaded[device] = CompiledParts(self._files, device)
-            return Twin(body, self._loaded[device])
+            if not self._loaded:
+                self._loaded.append(CompiledParts(self._files))
+            return Twin(body, self._loaded[0])
 
 
 def load(artifact: VerifiedArtifact) -> Kernel:
@@ -97,7 +97,7 @@ def load(artifact: VerifiedArtifact) -> Kernel:
         KernelError: it was made for another target, or by another version of the builder.
     """
     spec = artifact.manifest.kernel
-    here = current_target(spec.target.device)
+    here = current_target()
     if spec.target != here:
         raise KernelError(f"{spec.kernel_id} is made for {spec.target.name}; this process is {here.name}")
     made_with = spec.toolchain.get("builder")

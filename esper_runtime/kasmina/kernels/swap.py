@@ -59,7 +59,7 @@ def compare(twin: Twin, interface: Interface, batch: int) -> Comparison:
     body = twin.eager
     first = next(body.parameters())
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_shape(interface, batch), generator=generator).to(first.device, first.dtype)
+    x = torch.randn(_shape(interface, batch), generator=generator).to(first.dtype)
     learns = any(parameter.requires_grad for parameter in body.parameters())
     buffers = [(buffer, buffer.clone()) for buffer in body.buffers()]
     modes = body.training
@@ -73,7 +73,7 @@ def compare(twin: Twin, interface: Interface, batch: int) -> Comparison:
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(learns):
             for turn in range(WARMUP + ROUNDS):
                 for name, subject in subjects.items():
-                    taken = _timed(partial(_pass, subject, x, learns), x.device)
+                    taken = _timed(partial(_pass, subject, x, learns))
                     if turn >= WARMUP:
                         seconds[name].append(taken)
     finally:
@@ -101,13 +101,9 @@ def _pass(subject: nn.Module, x: Tensor, learns: bool) -> None:
     torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
 
 
-def _timed(work: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _timed(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 

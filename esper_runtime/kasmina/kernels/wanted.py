@@ -2,9 +2,7 @@
 
 import os
 import subprocess
-from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -18,26 +16,33 @@ RECIPE_VERSION = "3"
 """Raised whenever compiled parts are made, named or called in another way."""
 
 
-def current_target(device: torch.device | str = "cpu") -> Target:
-    """What a kernel must be made for to run on ``device`` in this process.
+def current_target() -> Target:
+    """What kernels are made and tested for in this process: its CPU.
+
+    The sandbox in which they are tested reaches no GPU. A plain graph has no code of a device, so one that
+    passed on the CPU is planted on any.
+    """
+    arch = torch.backends.cpu.get_cpu_capability().lower().replace("_", "-").replace(" ", "-")
+    return Target(device="cpu", arch=arch, torch=torch.__version__.partition("+")[0])
+
+
+def refuse_compiled(device: str) -> None:
+    """Refuse native code for another device than the CPU.
+
+    Args:
+        device: kind of device.
 
     Raises:
-        KernelError: kernels are made for CPUs and CUDA devices only, or there is no such device.
+        KernelError: it is another one.
     """
-    device = torch.device(device)
-    torch_version = torch.__version__.partition("+")[0]
-    if device.type == "cpu":
-        arch = torch.backends.cpu.get_cpu_capability().lower().replace("_", "-").replace(" ", "-")
-        return Target(device="cpu", arch=arch, torch=torch_version)
-    if device.type == "cuda" and torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability(device)
-        return Target(device="cuda", arch=f"sm-{major}{minor}", torch=torch_version)
-    raise KernelError(
-        f"there are no kernels for {device.type}: they are made for cpu, and for cuda where torch finds a GPU"
-    )
+    if device != "cpu":
+        raise KernelError(
+            f"compiled kernels are for the CPU only, not for {device}: the sandbox reaches no such device, "
+            "so none could be tested there; plain graphs (pipeline fast) run on it"
+        )
 
 
-def toolchain(pipeline: Pipeline, device: str = "cpu") -> dict[str, str]:
+def toolchain(pipeline: Pipeline) -> dict[str, str]:
     """What kernels of a pipeline depend on besides the target: part of their ids.
 
     Raises:
@@ -49,10 +54,7 @@ def toolchain(pipeline: Pipeline, device: str = "cpu") -> dict[str, str]:
     if pipeline not in COMPILED:
         offered = ", ".join([Pipeline.FAST, *sorted(COMPILED)])
         raise KernelError(f"there is no pipeline {pipeline.value!r} here; there are: {offered}")
-    made_with |= {"recipe": RECIPE_VERSION, "compiler": _compiler_version()}
-    if device == "cuda":
-        made_with |= _cuda_versions()
-    return made_with
+    return made_with | {"recipe": RECIPE_VERSION, "compiler": _compiler_version()}
 
 
 def spec_for(blueprint: str, interface: Interface, target: Target, pipeline: Pipeline) -> KernelSpec:
@@ -67,14 +69,16 @@ def spec_for(blueprint: str, interface: Interface, target: Target, pipeline: Pip
         pipeline: how it is made.
 
     Raises:
-        KernelError: as `toolchain`.
+        KernelError: as `toolchain`, or a compiled kernel is wanted for another device than the CPU.
     """
+    if pipeline in COMPILED:
+        refuse_compiled(target.device)
     return KernelSpec(
         blueprint=blueprint,
         interface=KernelInterface.of(interface, exact=pipeline in COMPILED),
         target=target,
         pipeline=pipeline,
-        toolchain=toolchain(pipeline, target.device),
+        toolchain=toolchain(pipeline),
     )
 
 
@@ -96,14 +100,3 @@ def _compiler_version() -> str:
             "name another one in CXX, or ask for the pipeline fast alone"
         ) from None
     return f"{os.path.basename(name)}-{done.stdout.strip()}"
-
-
-@cache
-def _cuda_versions() -> dict[str, str]:
-    for package in ("triton", "pytorch-triton"):
-        with suppress(PackageNotFoundError):
-            return {"cuda": str(torch.version.cuda), "triton": version(package)}
-    raise KernelError(
-        "compiled kernels for cuda need the package triton, which comes with torch for CUDA; "
-        "install it, or ask for the pipeline fast alone"
-    )
