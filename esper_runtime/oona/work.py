@@ -225,7 +225,7 @@ class WorkQueue:
             if self._consumer is None:
                 self._consumer = await self._js.pull_subscribe_bind(consumer=self.durable, stream=STREAM)
             return await self._consumer.fetch(most, timeout=timeout)
-        except nats.errors.TimeoutError:
+        except TimeoutError:  # nats-py's own is one, and it raises plain ones too
             return []
         except (nats.errors.NoRespondersError, nats.js.errors.APIError):
             await asyncio.sleep(min(timeout, 0.5))  # no such queue yet, or the server is starting

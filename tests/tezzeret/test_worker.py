@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,9 +57,12 @@ class Forge:
 
     async def run_worker(self, *, until_empty: bool = True) -> Made:
         """A worker in this process, until the queue is empty."""
-        stop = asyncio.Event()
-        worker = asyncio.create_task(serve(self.tezzeret, self.keyring, TARGET, stop=stop))
-        while until_empty and await self.queue.depth() != 0 and not worker.done():
+        stop, done = asyncio.Event(), Made()
+        worker = asyncio.create_task(serve(self.tezzeret, self.keyring, TARGET, stop=stop, done=done))
+        deadline = time.monotonic() + 20
+        while until_empty and not worker.done() and time.monotonic() < deadline:
+            if done != Made() and await self.queue.depth() == 0:
+                break
             await asyncio.sleep(0.02)
         stop.set()
         return await worker

@@ -284,7 +284,9 @@ def test_a_damaged_kernel_is_made_anew_and_named_and_the_run_ends_with_the_same_
     copied_home: Path, tmp_path: Path
 ) -> None:
     shelf, trust = Shelf(copied_home), KeyRing(copied_home).trust
-    name = shelf.artifacts()[0]
+    journal = read_journal(tmp_path / "first" / "journal.jsonl")
+    (wanted,) = [entry.event for entry in journal if isinstance(entry.event, KernelsArrived)]
+    name = wanted.kernels[0].artifact
     words = shelf.folder / f"{name}.json"
     words.write_bytes(words.read_bytes().replace(b'"verdict"', b'"vErdict"'))
     result, recorder = trained(tmp_path / "run")
@@ -293,8 +295,7 @@ def test_a_damaged_kernel_is_made_anew_and_named_and_the_run_ends_with_the_same_
     assert f"{name}.json" in arrived.remade[name[:-17]]
     assert name in {kernel.artifact for kernel in arrived.kernels}
     assert shelf.open(name, trust).compiled.kernel == name[:-17]
-    first = read_journal(tmp_path / "first" / "journal.jsonl")[-1].event
-    assert result.finished.weights_digest == first.weights_digest
+    assert result.finished.weights_digest == journal[-1].event.weights_digest
     (_, why), *others = kernels_of(recorder.entries).refused
     assert why.startswith("made anew: ")
     assert not others
