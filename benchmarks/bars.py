@@ -11,6 +11,7 @@ from pathlib import Path
 
 BARS = (
     "graph_ids",
+    "grammar",
     "exactness",
     "lifecycle",
     "dormant",

@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "package", ["contracts", "planning", "blueprint", "artifact", "tamiyo", "nissa", "urza"]
+    "package", ["contracts", "planning", "blueprint", "artifact", "tamiyo", "nissa", "urza", "karn"]
 )
 def test_the_package_imports_no_torch(package: str) -> None:
     script = f"import sys, esper_runtime.{package}; sys.exit('torch' in sys.modules)"

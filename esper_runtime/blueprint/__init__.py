@@ -14,6 +14,7 @@ from esper_runtime.blueprint.load import load_blueprint, parse_blueprint
 from esper_runtime.blueprint.operators import OPERATORS, Operator
 from esper_runtime.blueprint.rules import ACTIVATIONS
 from esper_runtime.blueprint.samples import sample_slots
+from esper_runtime.blueprint.screen import screen
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "misfit",
     "parse_blueprint",
     "sample_slots",
+    "screen",
     "unabsorbable",
     "validate",
 ]

@@ -62,6 +62,9 @@ class Provenance(ContractModel):
         default=(), max_length=8, description="Ids of the blueprints that it was made of."
     )
     generator: str | None = Field(default=None, max_length=64, description="What made it, with its version.")
+    seed: int | None = Field(
+        default=None, ge=0, le=2**63 - 1, description="Number that the generator's draws began from."
+    )
 
 
 class Blueprint(ContractModel):
@@ -85,6 +88,16 @@ class Blueprint(ContractModel):
     )
     description: str = Field(default="", max_length=300, description="What it does, in words.")
     provenance: Provenance = Provenance()
+
+
+class BlueprintBudget(ContractModel):
+    """Most that a blueprint may cost in a slot."""
+
+    parameters: int | None = Field(default=None, ge=1, description="Trainable numbers; absent: any.")
+    macs: int | None = Field(
+        default=None, ge=1, description="Multiply-accumulates of a forward pass of one example; absent: any."
+    )
+    nodes: int = Field(default=MAX_NODES, ge=2, le=MAX_NODES, description="Operators.")
 
 
 class SpanGeometry(ContractModel):

@@ -64,6 +64,10 @@ class KernelError(EsperError):
     """A kernel may not run here or cannot be made: not validated, quarantined, of another target or class."""
 
 
+class GenerationError(EsperError):
+    """No blueprint was found for a class of slots within the tries allowed; the text says why not."""
+
+
 class SandboxError(EsperError):
     """The sandbox cannot be set up as asked on this machine, or its warm process is gone."""
 
