@@ -103,7 +103,12 @@ def described(width: int) -> dict[str, Any]:
     spec = {
         "host": {"entrypoint": "benchmarks.stamped_host:host", "args": {"width": width}},
         "task": {"builtin": "digits"},
-        "training": {"steps": 2_000_000, "batchSize": BATCH, "validation": {"everySteps": 1_000_000}},
+        "training": {
+            "steps": 2_000_000,
+            "batchSize": BATCH,
+            "validation": {"everySteps": 1_000_000},
+            "optimizer": {"learningRate": 1e-6},  # else it has learnt all by heart, and its numbers go bad
+        },
         "growth": growth,
         "checkpoint": {"everySteps": 1_000_000},
     }
@@ -180,6 +185,11 @@ class Run:
         (found,) = [child.pid for child in table.children if child.role == TRAINER]
         return found
 
+    def must_live(self) -> None:
+        """Raise where the run has ended."""
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError("the run has ended before it was measured")
+
     def steps(self) -> int:
         """Steps so far."""
         return self.stamps.stat().st_size // MOMENT.size if self.stamps.exists() else 0
@@ -196,13 +206,14 @@ class Run:
 class Feeder:
     """Sees to it that the forge is never without work, or waits until it has none."""
 
-    def __init__(self, planner: Library, training: Library, slots: list[Interface]) -> None:
-        self._planner, self._training, self._slots = planner, training, slots
+    def __init__(self, planner: Library, training: Library, run: Run) -> None:
+        self._planner, self._training, self._run = planner, training, run
         self._blueprints = blueprints()
         self._compiled = 0
 
     async def behind(self) -> int:
         """Kernels that are wished for and have no verdict yet."""
+        self._run.must_live()
         records = await self._planner.records()
         wishes = await self._planner.wishes()
         return sum(k not in records or records[k].state in UNDER_WAY for k in wishes)
@@ -222,7 +233,7 @@ class Feeder:
         """Wish for one compiled kernel of the host's widest slot."""
         graph = next(self._blueprints)
         await self._planner.enter(graph, Origin.USER.value)
-        slot = max(self._slots, key=lambda slot: slot.width_in + slot.width_out)
+        slot = max(self._run.slots, key=lambda slot: slot.width_in + slot.width_out)
         spec = spec_for(canonical_id(graph), slot, current_target(), Pipeline.STANDARD)
         await self._training.wish(KernelWish(spec=spec, urgent=True))
 
@@ -250,14 +261,14 @@ class Feeder:
 
 
 @contextlib.asynccontextmanager
-async def fed(home: HomeBus, slots: list[Interface]) -> AsyncIterator[Feeder]:
+async def fed(home: HomeBus, run: Run) -> AsyncIterator[Feeder]:
     """A feeder on the machine's library."""
     keyring = KeyRing(home.home)
     clients = [await connect(home.address_of(role), "bench") for role in (BusRole.PLANNER, BusRole.TRAINING)]
     try:
         planner, training = (Library(client, keyring.trust) for client in clients)
         await planner.refresh()
-        yield Feeder(planner, training, slots)
+        yield Feeder(planner, training, run)
     finally:
         for client in clients:
             await disconnect(client)
@@ -384,7 +395,7 @@ def tell_times(width: int, blocks: list[Block], least: list[int], arrived: int) 
 
 async def train_beside(run: Run, home: HomeBus, rounds: int) -> None:
     """Measure one host and write its lines."""
-    async with fed(home, run.slots) as feeder:
+    async with fed(home, run) as feeder:
         blocks, least = await measured(run, feeder, rounds)
         entries = read_journal(run.folder.journal)
         arrived = sum(len(e.event.kernels) for e in entries if isinstance(e.event, KernelsArrived))

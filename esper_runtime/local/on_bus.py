@@ -14,8 +14,8 @@ from esper_runtime.nissa import count
 from esper_runtime.oona import LIBRARY_VARIABLE, Bridge, BusAddress
 from esper_runtime.tolaria import LibraryLink, Observer
 
-FLUSH_SECONDS, FLUSH_SECONDS_AWAY = 5.0, 0.5
-"""How long the end of a run waits for what was not sent yet, with and without a bus."""
+FLUSH_SECONDS, FLUSH_SECONDS_NEVER = 5.0, 0.5
+"""How long the end of a run waits for what was not sent yet; the second where no bus was ever there."""
 
 SWITCH_SECONDS = 0.0001
 """After so long the training thread gets the interpreter back from the bridge's (Python's own: 5 ms)."""
@@ -90,8 +90,8 @@ def connected(
         handled = True
     finally:
         sys.setswitchinterval(interval)
-        away = not bridge.status().connected
-        counts = bridge.close(FLUSH_SECONDS_AWAY if away else FLUSH_SECONDS, handled).telemetry
+        been_there = bridge.status().connections > 0  # a bus that died a moment ago comes back
+        counts = bridge.close(FLUSH_SECONDS if been_there else FLUSH_SECONDS_NEVER, handled).telemetry
         if counts.dropped:
             say(
                 f"bus: of {count(counts.produced)} samples of telemetry {count(counts.delivered)} were "

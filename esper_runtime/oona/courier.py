@@ -36,7 +36,7 @@ from esper_runtime.oona.streams import ensure_streams
 from esper_runtime.oona.telemetry import Batch, Item, TelemetryBuffer, item_json
 
 SLOW_RETRY = 5.0
-"""Seconds until the next try after a refusal that only a person can mend."""
+"""Seconds at most between two tries after a refusal that only a person can mend."""
 
 PATIENCE = 10.0
 """Seconds after which a connection over which nothing is acknowledged is given up for a new one."""
@@ -125,16 +125,18 @@ class Courier:
         self._closing.set()
 
     async def _sessions(self) -> None:
+        slow = 0.0
         while True:
             try:
                 await self._session()
                 wait = RECONNECT_WAIT[0]
             except _MendError as error:
+                # A server that has just started says so too, for a moment.
                 self._note(str(error))
-                wait = SLOW_RETRY
+                wait = slow = min(SLOW_RETRY, 2 * slow or RECONNECT_WAIT[1])
             except (BusError, nats.errors.Error, OSError) as error:
                 self._note(str(error) or type(error).__name__)
-                wait = RECONNECT_WAIT[1]
+                wait, slow = RECONNECT_WAIT[1], 0.0
             except Exception as error:  # whatever it is, the bus must never end a training
                 _log.exception("bus: unexpected error")
                 self._note(f"{type(error).__name__}: {error}")
