@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "package", ["contracts", "planning", "blueprint", "artifact", "tamiyo", "nissa", "urza", "karn"]
+    "package", ["contracts", "planning", "blueprint", "artifact", "tamiyo", "nissa", "urza", "forge", "karn"]
 )
 def test_the_package_imports_no_torch(package: str) -> None:
     script = f"import sys, esper_runtime.{package}; sys.exit('torch' in sys.modules)"

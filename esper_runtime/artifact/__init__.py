@@ -12,7 +12,7 @@ from esper_runtime.artifact.archive import (
 )
 from esper_runtime.artifact.artifact import VerifiedArtifact, artifact_files, open_artifact
 from esper_runtime.artifact.guarded import HOME_VARIABLE, esper_home, guarded_folder, write_atomically
-from esper_runtime.artifact.keys import OVERLAP, KeyRing
+from esper_runtime.artifact.keys import OVERLAP, KeyRing, sign_with
 from esper_runtime.artifact.public import encode_public_keys, fingerprint, read_public_keys
 from esper_runtime.artifact.statements import (
     MAY_SAY,
@@ -50,6 +50,7 @@ __all__ = [
     "read_archive",
     "read_canonical",
     "read_public_keys",
+    "sign_with",
     "signed_from",
     "write_atomically",
 ]

@@ -32,6 +32,14 @@ OVERLAP = timedelta(days=30)
 """How long a key that was replaced still verifies."""
 
 
+def sign_with(private: Ed25519PrivateKey, statement: Statement) -> Signed:
+    """The statement with the signature of a key, whose role is to be one that may say it."""
+    public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    data = statement_bytes(statement)
+    value = base64.b64encode(private.sign(data)).decode()
+    return Signed(statement=data.decode(), signature=Signature(key=key_id(public), value=value))
+
+
 class KeyRing:
     """Keys of all roles in ``<home>/keys``: one private key in use for each, and the trust list.
 
@@ -79,11 +87,7 @@ class KeyRing:
         """
         if MAY_SAY[type(statement)] != role:
             raise ArtifactError(f"a {statement.kind} is not for {role} to say")
-        key = self.ensure(role).key
-        data = statement_bytes(statement)
-        value = self._private(role, key).sign(data)
-        signature = Signature(key=key, value=base64.b64encode(value).decode())
-        return Signed(statement=data.decode(), signature=signature)
+        return sign_with(self._private(role, self.ensure(role).key), statement)
 
     def rotate(self, role: Role, overlap: timedelta = OVERLAP) -> TrustedKey:
         """Sign with a new key from now on; the ones before still verify for ``overlap``, and cannot sign.

@@ -15,8 +15,9 @@ from esper_runtime.contracts import InputError, Pipeline, load_run
 from esper_runtime.nissa import duration
 
 if TYPE_CHECKING:
+    from esper_runtime.forge import Desk, ForgeStatus
     from esper_runtime.local import Ready
-    from esper_runtime.local.forge import Desk, ForgeStatus
+    from esper_runtime.local.processes import ProcessTable
 
 T = TypeVar("T")
 
@@ -134,11 +135,15 @@ Examples:
 @output_option
 def status(bus: str | None, output: str) -> int:
     """Show kernels by state, queues, workers, and the dead letters with their reasons."""
+    from esper_runtime.artifact import esper_home
+    from esper_runtime.local.forge import forge_at_work
+
     found = _at_desk(bus, lambda desk: desk.status())
+    at_work = forge_at_work(esper_home())
     if output == "json":
-        print_json(_data(found))
+        print_json(_data(found, at_work))
     else:
-        _print(found)
+        _print(found, at_work)
     return 0
 
 
@@ -219,12 +224,12 @@ def _address_file(bus: str, home: Path) -> Path:
     return path
 
 
-def _data(found: "ForgeStatus") -> dict[str, object]:
-    workers = found.table.children if found.table is not None else ()
+def _data(found: "ForgeStatus", at_work: "ProcessTable | None") -> dict[str, object]:
+    workers = at_work.children if at_work is not None else ()
     return {
         "kernels": found.states,
         "queues": [{"work": q.work, "target": q.target, "items": q.items} for q in found.queues],
-        "forge": found.table.supervisor.pid if found.table is not None else None,
+        "forge": at_work.supervisor.pid if at_work is not None else None,
         "workers": [{"role": worker.role, "pid": worker.pid} for worker in workers],
         "deadLetters": [
             {
@@ -238,7 +243,7 @@ def _data(found: "ForgeStatus") -> dict[str, object]:
     }
 
 
-def _print(found: "ForgeStatus") -> None:
+def _print(found: "ForgeStatus", at_work: "ProcessTable | None") -> None:
     table("Kernels", ("state", "kernels"), [(k, str(n)) for k, n in found.states.items()], ("kernels",))
     table(
         "Queues",
@@ -246,10 +251,10 @@ def _print(found: "ForgeStatus") -> None:
         [(q.work, q.target, str(q.items)) for q in found.queues],
         ("items",),
     )
-    if found.table is None:
+    if at_work is None:
         click.echo("No forge runs on this machine; `esper run` and `esper forge serve` start one.")
     else:
-        processes = [found.table.supervisor, *found.table.children]
+        processes = [at_work.supervisor, *at_work.children]
         table("Processes", ("part", "pid"), [(p.role, str(p.pid)) for p in processes], ("pid",))
     if found.letters:
         rows = [

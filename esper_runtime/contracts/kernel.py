@@ -374,7 +374,10 @@ class BlueprintEntry(ContractModel):
 
     blueprint: BlueprintId
     graph: Blueprint
-    origin: str = Field(max_length=32)
+    origin: str = Field(
+        max_length=128,
+        description="Catalogue, Generated, Mutated, User, or namespace/name of the resource.",
+    )
     entered: str = Field(max_length=64, description="UTC, RFC 3339.")
     archived: str | None = Field(default=None, max_length=500, description="Why, where it is archived.")
 

@@ -28,7 +28,12 @@ class Parent:
     @classmethod
     def from_environment(cls) -> Self | None:
         """Who is named in the environment; None where nobody is."""
-        pid, _, started = os.environ.get(PARENT, "").partition("-")
+        return cls.named(os.environ.get(PARENT, ""))
+
+    @classmethod
+    def named(cls, text: str) -> Self | None:
+        """Who is named by a `text`; None where nobody is."""
+        pid, _, started = text.partition("-")
         if not (pid.isdigit() and started.isdigit() and int(pid)):
             return None
         return cls(ProcessRecord(role="parent", pid=int(pid), started=int(started)))

@@ -41,7 +41,8 @@ class BusKeeper:
 
     def __init__(self, keys: BusKeys, url: str, tls_ca: str | None = None, *, replicas: int = 1) -> None:
         self.keys = keys
-        self._url, self._tls_ca, self._replicas = url, tls_ca, replicas
+        self.replicas = replicas
+        self._url, self._tls_ca = url, tls_ca
         self._clients: dict[str, Client] = {}
         self._others: set[str] = set()
         self._lock = asyncio.Lock()
@@ -111,6 +112,17 @@ class BusKeeper:
             BusError: as `prepare_core`.
         """
         made = await self.prepare_namespace(namespace)
+        return await self.admit(namespace, run, uid, attempt) or bool(made)
+
+    async def admit(self, namespace: str, run: str, uid: str, attempt: int) -> bool:
+        """`prepare_run` in a namespace that is prepared.
+
+        Returns:
+            Whether anything had to be made.
+
+        Raises:
+            BusError: as `prepare_core`.
+        """
         token = self.keys.run_account_jwt(namespace, run, uid, attempt)
         pushed = await push_account(await self.system(), token)
         on_bus = name_on_bus(run, uid)
@@ -122,7 +134,7 @@ class BusKeeper:
             only_new=True,
             idle=IDLE_DAYS * 86400.0,
         )
-        return bool(made) or pushed or new
+        return pushed or new
 
     async def revoke(self, namespace: str, run: str, uid: str) -> None:
         """Let a run in no more: its account is forgotten, and its connections are closed.
@@ -212,7 +224,7 @@ class BusKeeper:
             return self._clients[name]
 
     async def _ensure(self, client: Client, configs: tuple[StreamConfig, ...]) -> list[str]:
-        copies = [config.evolve(num_replicas=self._replicas) for config in configs]
+        copies = [config.evolve(num_replicas=self.replicas) for config in configs]
         return await ensure(client.jetstream(timeout=PATIENCE), copies)
 
 

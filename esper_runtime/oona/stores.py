@@ -67,8 +67,12 @@ def store_configs() -> tuple[StreamConfig, ...]:
     )
 
 
-async def ensure_library_stores(js: JetStreamContext) -> list[str]:
+async def ensure_library_stores(js: JetStreamContext, replicas: int = 1) -> list[str]:
     """Make the streams, buckets and object store of library and forge that lack; what exists is not changed.
+
+    Args:
+        js: of the planner.
+        replicas: of each, on a bus of several servers.
 
     Returns:
         The names of the streams that were made.
@@ -76,4 +80,5 @@ async def ensure_library_stores(js: JetStreamContext) -> list[str]:
     Raises:
         BusError: one that exists contradicts ours, or there is no room.
     """
-    return await ensure(js, (*library_streams(), *store_configs()))
+    configs = (*library_streams(), *store_configs())
+    return await ensure(js, [config.evolve(num_replicas=replicas) for config in configs])

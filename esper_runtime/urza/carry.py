@@ -1,13 +1,13 @@
 """What the runs of a namespace say for the library, carried to it: on a cluster they cannot write there."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 
 from nats.aio.client import Client
 from pydantic import ValidationError
 
 from esper_runtime.contracts import InputError, KernelWish
-from esper_runtime.oona import Tail
+from esper_runtime.oona import Kept, Tail
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.reports import StoredReport
 
@@ -23,19 +23,22 @@ class Carrier:
     Args:
         client: a connection to the namespace's account with all rights (`BusKeeper.namespace`).
         library: with the planner's rights.
+        ignored: counts what is passed over; default: a counter of its own.
     """
 
-    def __init__(self, client: Client, library: Library) -> None:
-        self.ignored: Counter[str] = Counter()
+    def __init__(self, client: Client, library: Library, ignored: Counter[str] | None = None) -> None:
+        self.ignored: Counter[str] = Counter() if ignored is None else ignored
         """What was passed over, by reason."""
         self._library = library
         self._wishes = Tail(client.jetstream(), "WISHES")
         self._reports = Tail(client.jetstream(), "REPORTS")
+        self._wishes_left: deque[Kept] = deque()
+        self._reports_left: deque[Kept] = deque()
         self._wished: set[str] = set()
         self._known: set[str] | None = None
 
     async def carry(self) -> int:
-        """Carry what came since the last time; after an error the same comes again, and does no harm.
+        """Carry what came since the last time; after an error it goes on with what was not carried.
 
         Returns:
             How many wishes and reports were new to the library.
@@ -44,25 +47,22 @@ class Carrier:
             BusError: one of both does not answer.
         """
         new = 0
-        try:
-            for kept in await self._wishes.read():
-                new += await self._wish(kept.subject, kept.data)
-        except BaseException:
-            self._wishes.rewind()
-            raise
+        self._wishes_left += await self._wishes.read()
+        while self._wishes_left:
+            new += await self._wish(self._wishes_left[0])
+            self._wishes_left.popleft()
         if self._known is None:
             self._known = set(await self._library.reports())
-        try:
-            for kept in await self._reports.read():
-                new += await self._report(kept.subject, kept.data, self._known)
-        except BaseException:
-            self._reports.rewind()
-            raise
+        self._reports_left += await self._reports.read()
+        while self._reports_left:
+            new += await self._report(self._reports_left[0], self._known)
+            self._reports_left.popleft()
         return new
 
-    async def _wish(self, subject: str, data: bytes) -> bool:
+    async def _wish(self, kept: Kept) -> bool:
+        subject = kept.subject
         try:
-            wish = KernelWish.model_validate_json(data, by_alias=True, by_name=False)
+            wish = KernelWish.model_validate_json(kept.data, by_alias=True, by_name=False)
         except ValidationError:
             return self._ignore("malformed wish", subject)
         kernel = wish.spec.kernel_id
@@ -73,11 +73,11 @@ class Carrier:
         self._wished.add(kernel)
         return await self._library.wish(wish)
 
-    async def _report(self, subject: str, data: bytes, known: set[str]) -> bool:
+    async def _report(self, kept: Kept, known: set[str]) -> bool:
         try:
-            report = StoredReport.read(subject, data)
+            report = StoredReport.read(kept.subject, kept.data)
         except InputError:
-            return self._ignore("malformed report", subject)
+            return self._ignore("malformed report", kept.subject)
         if report.identity in known:
             return False
         await self._library.put_report(report)

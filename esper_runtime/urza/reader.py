@@ -71,6 +71,7 @@ class LibraryReader:
         keeper: makes the buckets where they lack, also after the bus has lost its storage; the planner's.
         patience: seconds.
         wishes: whether wishes may be read; False for a run on a cluster, which is not to see those of others.
+        replicas: of the buckets that a keeper makes.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class LibraryReader:
         keeper: bool = False,
         patience: float = 10.0,
         wishes: bool = True,
+        replicas: int = 1,
     ) -> None:
         self.artifacts = ArtifactStore(client, patience)
         self.trust = trust
         self._client = client
-        self._keeper = keeper
+        self._keeper, self._replicas = keeper, replicas
         self._patience = patience
         self._reads_wishes = wishes
         self._sent_wishes: dict[str, bool] = {}
@@ -323,7 +325,7 @@ class LibraryReader:
 
     async def _make(self) -> None:
         js = jetstream(self._client)
-        await ensure_library_stores(js)
+        await ensure_library_stores(js, self._replicas)
         with contextlib.suppress(OutOfOrderError):  # another keeper was first
             await self._buckets[BLUEPRINTS].put(_INCARNATION, secrets.token_hex(8).encode(), after=0)
 

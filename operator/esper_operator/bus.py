@@ -28,6 +28,7 @@ NATS_CONFIG = "/etc/esper-nats"
 
 _LOOK = 2.0
 _MOUNT_SECONDS = 300.0
+_AT_ONCE = 16
 _WORKERS = {Role.TEZZERET: BusRole.TEZZERET, Role.URABRASK: BusRole.URABRASK}
 
 _log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class BusCredentials:
         self.keeper = keeper
         self._files, self._settings = files, settings
         self._prepared: set[str] = set()
-        self._let_in: set[RunOnBus] = set()
+        self._let_in: dict[RunOnBus, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def prepare(self, namespace: str) -> None:
@@ -166,8 +167,8 @@ class BusCredentials:
     async def files(self, run: RunOnBus, attempt: int) -> Mapping[str, str]:
         """See `esper_operator.credentials.Credentials`."""
         keys = self._files.keys
+        self._let_in[run] = max(attempt, self._let_in.get(run, 0))
         await self.keeper.prepare_run(run.namespace, run.name, run.uid, attempt)
-        self._let_in.add(run)
         creds = keys.run_creds(run.namespace, run.name, run.uid, attempt)
         return {
             **_way_in(self._files, self._settings, creds),
@@ -176,13 +177,32 @@ class BusCredentials:
 
     async def keep_only(self, runs: Collection[RunOnBus]) -> None:
         """See `esper_operator.credentials.Credentials`."""
-        for run in self._let_in - set(runs):
+        for run in self._let_in.keys() - set(runs):
             await self.keeper.revoke(run.namespace, run.name, run.uid)
-            self._let_in.discard(run)
+            del self._let_in[run]
 
-    def forget_prepared(self) -> None:
-        """The bus is new, or was wiped: everything is to be prepared again."""
+    async def restore(self, runs: Mapping[RunOnBus, int]) -> int:
+        """Make what runs have on the bus where it is not there: it may have lost its storage.
+
+        Args:
+            runs: those that go on, with the attempt that may be there; none before it is let in.
+
+        Returns:
+            For how many of them anything had to be made.
+
+        Raises:
+            BusError: the bus does not take something; the rest is to be tried again.
+        """
         self._prepared.clear()
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(run: RunOnBus, attempt: int) -> bool:
+            async with gate:
+                await self.prepare(run.namespace)
+                newest = max(attempt, self._let_in.get(run, 0))
+                return await self.keeper.admit(run.namespace, run.name, run.uid, newest)
+
+        return sum(await asyncio.gather(*(one(run, attempt) for run, attempt in runs.items())))
 
 
 def _way_in(files: BusFiles, settings: Settings, creds: str) -> dict[str, str]:

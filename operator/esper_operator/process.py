@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from esper_operator.bus import BusCredentials, first_start
+from esper_operator.bus import BusCredentials, first_start, signing_key, trust_list
 from esper_operator.credentials import Credentials, NoCredentials, RunOnBus
 from esper_operator.feed import Feed
 from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
 from esper_operator.kube import DEPLOYMENT, RUN, Kind, KubeApi, KubeError, Object, configured
 from esper_operator.lease import DEADLINE, Leadership
+from esper_operator.library import ForgeOffice
+from esper_operator.library_metrics import LibraryMetrics
 from esper_operator.live import Live
 from esper_operator.names import RunKey, short_uid
 from esper_operator.pump import WATCHED, pump
@@ -23,15 +25,14 @@ from esper_operator.runs import Runs
 from esper_operator.settings import Settings
 from esper_operator.store import Store
 from esper_operator.writer import StatusWriter
-from esper_runtime.contracts import BusError
+from esper_runtime.artifact import Trust, sign_with
+from esper_runtime.contracts import BusError, Role
 from esper_runtime.oona import BusKeeper
 
 WORKERS = 8
 """Runs that are worked on at a time."""
 RELIST_SECONDS = 300.0
 """Between two lists of everything, for events that were lost."""
-BUS_SECONDS = 5.0
-"""Before a bus that cannot be reached is tried again."""
 LEASE = "esper-operator"
 
 _log = logging.getLogger(__name__)
@@ -55,8 +56,10 @@ class Operator:
         self.runs = Runs(kube, self.store, self.writer, credentials, settings)
         self.passes = PassMetrics()
         self.feed: Feed | None = None
+        self.office: ForgeOffice | None = None
         if isinstance(credentials, BusCredentials):
             self.feed = Feed(credentials.keeper.namespace, self._live, self.queue.add)
+            self.office = self._new_office(credentials)
         self.listed = False
         """Whether everything was listed once."""
 
@@ -136,14 +139,44 @@ class Operator:
             except (KubeError, BusError) as error:
                 _log.warning("not everything could be listed or swept: %s", error)
 
-    def _on_bus(self) -> set[RunOnBus]:
-        """Runs that go on."""
-        found = set()
+    def _on_bus(self) -> dict[RunOnBus, int]:
+        """Runs that go on, with the newest attempt that is known of each."""
+        found = {}
         for key in self.store.runs():
             run = self.store.run(key) or {}
-            if (run.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-                found.add(RunOnBus(key.namespace, key.name, run["metadata"]["uid"]))
+            status, uid = run.get("status") or {}, run["metadata"]["uid"]
+            if status.get("phase") not in ("Succeeded", "Failed"):
+                jobs = self.store.children(key).jobs.values()
+                attempts = [job.seen.attempt for job in jobs if job.seen.owner == uid]
+                newest = max([int(status.get("attempt") or 0), *attempts])
+                found[RunOnBus(key.namespace, key.name, uid)] = newest
         return found
+
+    def _namespaces(self) -> set[str]:
+        """Those in which a run was ever started."""
+        return {
+            key.namespace
+            for key in self.store.runs()
+            if ((self.store.run(key) or {}).get("status") or {}).get("attempt")
+        }
+
+    def _new_office(self, credentials: BusCredentials) -> ForgeOffice:
+        keys = credentials.keeper.keys
+        planner_key = signing_key(keys, Role.PLANNER)
+
+        async def restore() -> None:
+            made = await credentials.restore({run: at for run, at in self._on_bus().items() if at})
+            if made:
+                _log.info("%d runs were let in again", made)
+
+        return ForgeOffice(
+            credentials.keeper,
+            Trust(trust_list(keys)),
+            lambda ruling: sign_with(planner_key, ruling),
+            self.settings.identity,
+            self._namespaces,
+            restore,
+        )
 
 
 async def operate(settings: Settings) -> None:
@@ -184,8 +217,9 @@ async def operate(settings: Settings) -> None:
                 group.create_task(lease.keep())
                 group.create_task(operator.work())
                 group.create_task(pump(operator.hear, settings.watch))
-                if isinstance(credentials, BusCredentials):
-                    group.create_task(_prepare(credentials.keeper))
+                if operator.office is not None:
+                    passes.registry.register(LibraryMetrics(operator.office))
+                    group.create_task(operator.office.run())
     finally:
         if parts and parts[0].feed is not None:
             await parts[0].feed.stop()
@@ -209,18 +243,6 @@ async def _credentials(kube: KubeApi, settings: Settings) -> AsyncIterator[Crede
             files.keys, settings.nats_url, authority, replicas=settings.nats_replicas
         ) as keeper:
             yield BusCredentials(keeper, files, settings)
-
-
-async def _prepare(keeper: BusKeeper) -> None:
-    """Have the bus know its accounts, and the streams of library and forge, as soon as it is there."""
-    while True:
-        try:
-            made = await keeper.prepare_core()
-            _log.info("the bus is ready; streams that were made: %s", ", ".join(made) or "none")
-            return
-        except BusError as error:
-            _log.warning("the bus cannot be prepared for now: %s", error)
-        await asyncio.sleep(BUS_SECONDS)
 
 
 async def _deployment(kube: KubeApi, settings: Settings) -> Object | None:

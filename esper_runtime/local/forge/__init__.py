@@ -3,19 +3,17 @@
 It runs beside trainings and is never waited for; what it knows lies on the bus, so that it may die anywhere.
 """
 
-from esper_runtime.local.forge.desk import Desk, ForgeStatus, QueueDepth, desk_at
+from esper_runtime.local.forge.desk import desk_at, forge_at_work
 from esper_runtime.local.forge.serve import Place, place_of, roles, serve_forge
 from esper_runtime.local.forge.workers import MOST_WORKERS, WorkerPool, default_workers, forge_cores
 
 __all__ = [
     "MOST_WORKERS",
-    "Desk",
-    "ForgeStatus",
     "Place",
-    "QueueDepth",
     "WorkerPool",
     "default_workers",
     "desk_at",
+    "forge_at_work",
     "forge_cores",
     "place_of",
     "roles",

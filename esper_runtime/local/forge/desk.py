@@ -1,166 +1,15 @@
-"""What a person asks of the forge: how it stands, try again, leave it."""
+"""The desk of this machine: who asks the forge something gets in with the planner's rights."""
 
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import nats.errors
-from nats.aio.client import Client
-
 from esper_runtime.artifact import KeyRing
-from esper_runtime.contracts import InputError, KernelNote, KernelRecord, KernelState, nearest
-from esper_runtime.local.forge.act import forgiven
-from esper_runtime.local.forge.letters import Letter
-from esper_runtime.local.forge.observe import QUEUE, Observer
+from esper_runtime.forge import Desk
 from esper_runtime.local.home import forge_table
 from esper_runtime.local.processes import ProcessTable, read_table
 from esper_runtime.oona import BusAddress, connect, disconnect
-from esper_runtime.planning import ForgeState
 from esper_runtime.urza import Library
-
-
-@dataclass(frozen=True)
-class QueueDepth:
-    """Items of one work for one target that wait or are worked on."""
-
-    work: str
-    target: str
-    items: int
-
-
-@dataclass(frozen=True)
-class ForgeStatus:
-    """How the forge stands.
-
-    Attributes:
-        states: kernels by state.
-        queues: those that hold something.
-        table: the forge that plans and its workers; None where none runs on this machine.
-        letters: dead letters.
-        ignored: words in the library that do not count, by reason.
-    """
-
-    states: dict[str, int]
-    queues: tuple[QueueDepth, ...]
-    table: ProcessTable | None
-    letters: Sequence[Letter]
-    ignored: dict[str, int]
-
-
-class Desk:
-    """Use `desk_at`."""
-
-    def __init__(self, client: Client, library: Library, observer: Observer, home: Path) -> None:
-        self._client, self._library, self._observer, self._home = client, library, observer, home
-
-    async def status(self) -> ForgeStatus:
-        """How things stand now.
-
-        Raises:
-            BusError: the bus does not answer.
-        """
-        state = await self._observer.look()
-        waiting = await self._observer.items()
-        counts = Counter(_state(record, state) for record in state.records.values())
-        counts.update({KernelState.PENDING: len(state.wishes.keys() - state.records.keys())})
-        table = read_table(forge_table(self._home))
-        return ForgeStatus(
-            states={each.value: counts[each] for each in KernelState if counts[each]},
-            queues=tuple(QueueDepth(*key, items) for key, items in sorted(waiting.items())),
-            table=table if table is not None and table.supervisor.alive else None,
-            letters=self._observer.letters.all,
-            ignored={fault.value: number for fault, number in self._library.ignored.items() if number},
-        )
-
-    async def retry(self, name: str) -> str:
-        """Have a kernel made or tested again, or take it out of quarantine; returns what was done.
-
-        Args:
-            name: a kernel, or the number of a dead letter.
-
-        Raises:
-            InputError: there is nothing to try again.
-            BusError: the bus does not answer.
-        """
-        state = await self._observer.look()
-        kernel = self._kernel(name, state)
-        record = state.records.get(kernel)
-        if record is not None and record.state in (KernelState.VALIDATED, KernelState.SUPERSEDED):
-            raise InputError(f"{kernel} is {record.state.value}: there is nothing to try again")
-        if record is not None and record.state is KernelState.REJECTED:
-            raise InputError(
-                f"{kernel} was rejected ({record.reason}); the same kernel would be rejected again. Change "
-                "the blueprint: it gets another id"
-            )
-        runs = sorted({report.run for report in state.reports if report.kernel == kernel})
-        if record is not None and record.state is KernelState.QUARANTINED:
-            await self._observer.notes.change(kernel, lambda note: _pardoned(note, runs))
-            return f"{kernel}: the failures in {', '.join(runs) or 'no run'} no longer count"
-        await self._observer.notes.change(kernel, forgiven)
-        for letter in self._about(kernel):
-            await self._observer.letters.remove(letter.number)
-        return f"{kernel}: tried again by the next forge that runs"
-
-    async def retry_all(self) -> list[str]:
-        """`retry` for every dead letter that can be read; returns what was done.
-
-        Raises:
-            BusError: the bus does not answer.
-        """
-        await self._observer.letters.refresh()
-        kernels = {letter.kernel: None for letter in self._observer.letters.all if letter.kernel is not None}
-        return [await self.retry(kernel) for kernel in kernels]
-
-    async def drop(self, name: str) -> str:
-        """Take a dead letter off the list and have its kernel left alone; returns what was done.
-
-        Args:
-            name: a kernel, or the number of a dead letter.
-
-        Raises:
-            InputError: there is no such kernel or letter.
-            BusError: the bus does not answer.
-        """
-        state = await self._observer.look()
-        letter = self._letter(name)
-        if letter is not None and letter.kernel is None:
-            await self._observer.letters.remove(letter.number)
-            return f"dead letter {letter.number}: dropped"
-        kernel = self._kernel(name, state)
-        note = await self._observer.notes.change(
-            kernel, lambda note: note.model_copy(update={"dropped": "a person dropped it"})
-        )
-        for attempt in (note.compile, note.evaluate):
-            if attempt is not None and attempt.sequence is not None:
-                with contextlib.suppress(nats.errors.Error):  # where it is not in the queue any more
-                    await self._client.jetstream().delete_msg(QUEUE, attempt.sequence)
-        for each in self._about(kernel):
-            await self._observer.letters.remove(each.number)
-        return f"{kernel}: dropped; `esper forge retry {kernel}` takes it up again"
-
-    def _about(self, kernel: str) -> list[Letter]:
-        return [letter for letter in self._observer.letters.all if letter.kernel == kernel]
-
-    def _letter(self, name: str) -> Letter | None:
-        return next((each for each in self._observer.letters.all if str(each.number) == name), None)
-
-    def _kernel(self, name: str, state: ForgeState) -> str:
-        letter = self._letter(name)
-        if letter is not None and letter.kernel is not None:
-            return letter.kernel
-        if letter is not None:
-            raise InputError(
-                f"dead letter {name} cannot be read, so that nothing can be tried again; drop it"
-            )
-        known = {*state.wishes, *state.records, *state.notes}
-        known |= {letter.kernel for letter in self._observer.letters.all if letter.kernel is not None}
-        if name in known:
-            return name
-        near = nearest(name, sorted(known))
-        hint = f"; nearest: {near}" if near else ""
-        raise InputError(f"there is no kernel or dead letter {name!r}{hint} (`esper forge status`)")
 
 
 @contextlib.asynccontextmanager
@@ -180,23 +29,12 @@ async def desk_at(address: BusAddress, home: Path) -> AsyncIterator[Desk]:
         trust = KeyRing(home).trust
         library = Library(client, trust, keeper=True)
         await library.refresh()
-        yield Desk(client, library, Observer(client, library, trust), home)
+        yield Desk(client, library, trust)
     finally:
         await disconnect(client)
 
 
-def _state(record: KernelRecord, state: ForgeState) -> KernelState:
-    """The state of a kernel; only the queue tells what is under way from what waits."""
-    note = state.notes.get(record.kernel)
-    present = state.queue.present if state.queue is not None else frozenset()
-    if note is not None:
-        if record.state is KernelState.PENDING and note.compile and note.compile.sequence in present:
-            return KernelState.COMPILING
-        waits = record.state is KernelState.PENDING_BENCHMARK
-        if waits and note.evaluate and note.evaluate.sequence in present:
-            return KernelState.BENCHMARKING
-    return record.state
-
-
-def _pardoned(note: KernelNote, runs: Sequence[str]) -> KernelNote:
-    return note.model_copy(update={"pardoned": tuple(sorted({*note.pardoned, *runs}))})
+def forge_at_work(home: Path) -> ProcessTable | None:
+    """The forge that plans for a machine's library, and its workers; None where none runs here."""
+    table = read_table(forge_table(home))
+    return table if table is not None and table.supervisor.alive else None

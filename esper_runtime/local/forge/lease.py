@@ -1,103 +1,23 @@
-"""Who plans: one process at a time for each library, decided by compare-and-set on one key."""
+"""The lease of a process on this machine: one that was killed here is seen to be over at once."""
 
-import os
-import secrets
 import socket
-import time
 
 from nats.aio.client import Client
-from pydantic import ValidationError
 
-from esper_runtime.contracts import BusError, ContractModel
-from esper_runtime.local.forge.notes import PATIENCE
-from esper_runtime.local.processes import ProcessRecord, record_of
-from esper_runtime.oona import NOTES, OutOfOrderError, last_kept, publish
-
-EXPIRES = 15.0
-"""Seconds without a renewal after which another process takes over."""
-RENEW = 4.0
-
-_SUBJECT = f"$KV.{NOTES}.lease"
+from esper_runtime.forge import Holder, Lease
+from esper_runtime.local.parent import Parent
 
 
-class Holder(ContractModel):
-    """Who holds the lease."""
-
-    host: str
-    process: ProcessRecord
-    nonce: str
-
-
-class Lease:
-    """The right to plan for a library.
-
-    A holder that was killed on this machine is seen at once; one elsewhere when it has not renewed for
-    `EXPIRES` seconds of this process's own clock. It keeps two planners from doing the same work, no more:
-    what they do is right also where a holder that was paused goes on for a moment.
+def lease_of_process(client: Client) -> Lease:
+    """The right to plan, for this process.
 
     Args:
         client: a connection of the planner's.
     """
+    here = socket.gethostname()
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._me = Holder(
-            host=socket.gethostname(), process=record_of("forge", os.getpid()), nonce=secrets.token_hex(8)
-        )
-        self._revision: int | None = None
-        self._renewed = 0.0
-        self._seen: tuple[int, float] | None = None
+    def is_over(holder: Holder) -> bool:
+        process = Parent.named(holder.process)
+        return holder.host == here and (process is None or not process.alive)
 
-    @property
-    def held(self) -> bool:
-        """Whether this process held it when it last asked."""
-        return self._revision is not None
-
-    async def hold(self) -> bool:
-        """Take it where it is free, renew it where it is due; whether this process has it.
-
-        Raises:
-            BusError: the bus does not answer.
-        """
-        now = time.monotonic()
-        if self._revision is not None and now - self._renewed < RENEW:
-            return True
-        try:
-            kept = await last_kept(self._client.jetstream(), f"KV_{NOTES}", _SUBJECT)
-            revision = kept.sequence if kept is not None else 0
-            if kept is not None and not self._free(kept.sequence, kept.data, now):
-                self._revision = None
-                return False
-            self._revision = await self._write(self._me.model_dump_json(by_alias=True).encode(), revision)
-        except OutOfOrderError:
-            self._revision = None
-            return False
-        self._renewed = now
-        return True
-
-    async def release(self) -> None:
-        """Give it back, so that the next one need not wait."""
-        if self._revision is not None:
-            revision, self._revision = self._revision, None
-            try:
-                await self._write(b"{}", revision)
-            except BusError:
-                return  # gone with the bus, or another one has it
-
-    async def _write(self, data: bytes, after: int) -> int:
-        return await publish(
-            self._client, _SUBJECT, data, f"lease-{secrets.token_hex(16)}", patience=PATIENCE, after=after
-        )
-
-    def _free(self, revision: int, data: bytes, now: float) -> bool:
-        try:
-            holder = Holder.model_validate_json(data)
-        except ValidationError:
-            return True
-        if holder == self._me:
-            return True
-        if holder.host == self._me.host and not holder.process.alive:
-            return True
-        if self._seen is None or self._seen[0] != revision:
-            self._seen = revision, now
-        return now - self._seen[1] > EXPIRES
+    return Lease(client, here, Parent.me().text, is_over)

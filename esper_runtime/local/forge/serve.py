@@ -11,30 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nats.errors
-from nats.aio.client import Client
 
 from esper_runtime.artifact import HOME_VARIABLE, KeyRing
-from esper_runtime.blueprint import catalogue
-from esper_runtime.contracts import LIBRARY_SUBJECT, BusError, EsperError, Origin, Role, Work
+from esper_runtime.contracts import BusError, EsperError, Role, Work
+from esper_runtime.forge import LOOK_SECONDS, Lease, News, Planner
 from esper_runtime.local.children import esper_command
-from esper_runtime.local.forge.act import Actor
-from esper_runtime.local.forge.lease import Lease
-from esper_runtime.local.forge.observe import Observer
+from esper_runtime.local.forge.lease import lease_of_process
 from esper_runtime.local.forge.targets import local_targets
 from esper_runtime.local.forge.workers import WorkerPool, forge_cores
 from esper_runtime.local.home import HomeBus, forge_table
 from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import ProcessTable, end_in_order, read_table, record_of, write_table
 from esper_runtime.oona import BUS_VARIABLE, BusAddress, BusRole, connect, disconnect
-from esper_runtime.planning import WORKERS, Depth, ForgePlan, plan_forge, workers_wanted
-from esper_runtime.urza import Library
+from esper_runtime.planning import WORKERS, Depth, workers_wanted
 
-LOOK_SECONDS = 1.0
-"""At least so often everything is looked at, whether or not there was news."""
 BUS_SECONDS = 0.5
 """Between two looks at whether the home bus lives."""
-GATHER_SECONDS = 0.05
-"""News of so long are looked at together."""
 WORK: Mapping[Role, Work] = {Role.TEZZERET: "compile", Role.URABRASK: "evaluate"}
 _log = logging.getLogger(__name__)
 
@@ -83,7 +75,7 @@ def serve_forge(place: Place, workers: int, say: Callable[[str], None]) -> None:
 class _Forge:
     def __init__(self, place: Place, workers: int, say: Callable[[str], None]) -> None:
         self._place, self._limit, self._say = place, workers, say
-        self._news = asyncio.Event()
+        self._news = News()
         self._ending = False
         self._parent = Parent.from_environment()
         self._idle_since: dict[Role, float] = {}
@@ -105,7 +97,7 @@ class _Forge:
                         await self._connected()
                     except BusError as error:
                         _log.info("the library is away: %s", error)
-                        await self._wait(BUS_SECONDS)
+                        await self._news.wait(BUS_SECONDS)
             finally:
                 keeping.cancel()
                 if self._targets is not None:
@@ -122,7 +114,7 @@ class _Forge:
     def _signals(self) -> Iterator[None]:
         def end() -> None:
             self._ending = True
-            self._news.set()
+            self._news.ring()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,56 +144,39 @@ class _Forge:
             keyring = KeyRing(self._place.home)
             for role in Role:
                 keyring.ensure(role)
-            library = Library(client, keyring.trust, keeper=True)
-            await library.refresh()
-            await client.subscribe(LIBRARY_SUBJECT, cb=self._heard)
-            await client.subscribe("$KV.wishes.>", cb=self._heard)
-            await self._hold(client, library, keyring)
+            planner = Planner(
+                client, keyring.trust, lambda ruling: keyring.sign(Role.PLANNER, ruling), self._news
+            )
+            await planner.begin()
+            await self._hold(planner, lease_of_process(client))
         except (OSError, nats.errors.Error) as error:
             raise BusError(f"{address.url}: {error}") from error
         finally:
             await disconnect(client)
 
-    async def _heard(self, _: object) -> None:
-        self._news.set()
-
-    async def _hold(self, client: Client, library: Library, keyring: KeyRing) -> None:
+    async def _hold(self, planner: Planner, lease: Lease) -> None:
         """Wait for the lease, then plan while it is held."""
-        lease = Lease(client)
         try:
             while not self._over():
                 if await lease.hold():
-                    await self._plan(client, library, keyring, lease)
+                    await self._plan(planner, lease)
                 else:
                     self._pool.look(dict.fromkeys(WORKERS, 0))
-                    await self._wait(LOOK_SECONDS)
+                    await self._news.wait(LOOK_SECONDS)
         finally:
             await lease.release()
 
-    async def _plan(self, client: Client, library: Library, keyring: KeyRing, lease: Lease) -> None:
+    async def _plan(self, planner: Planner, lease: Lease) -> None:
         self._end_orphans()
-        for blueprint in catalogue().values():
-            await library.enter(blueprint, Origin.CATALOGUE.value)
-        observer = Observer(client, library, keyring.trust)
-        actor = Actor(client, library, keyring, observer.notes)
+        await planner.enter_catalogue()
         while not self._over() and await lease.hold():
-            plan = plan_forge(await observer.look())
-            await self._carry_out(plan, actor)
+            plan = await planner.turn()
             if self._limit:
-                await self._keep_workers(observer)
-            await self._wait(min(LOOK_SECONDS, plan.wakes_in or LOOK_SECONDS))
+                await self._keep_workers(planner)
+            await self._news.wait(min(LOOK_SECONDS, plan.wakes_in or LOOK_SECONDS))
 
-    async def _carry_out(self, plan: ForgePlan, actor: Actor) -> None:
-        for action in plan.actions:
-            try:
-                await actor.carry_out(action)
-            except BusError:
-                raise
-            except EsperError as error:
-                _log.error("%s: %s", type(action).__name__, error)
-
-    async def _keep_workers(self, observer: Observer) -> None:
-        waiting = await observer.items()
+    async def _keep_workers(self, planner: Planner) -> None:
+        waiting = await planner.observer.items()
         if self._targets is None:
             if not waiting:
                 return
@@ -220,15 +195,6 @@ class _Forge:
         if self._pool.look(workers_wanted(depths, self._pool.running, self._limit)):
             me = record_of("forge", os.getpid())
             write_table(self._place.table, ProcessTable(supervisor=me, children=self._pool.records))
-
-    async def _wait(self, seconds: float) -> None:
-        """Until there is news, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
-            if not self._ending:
-                await asyncio.sleep(GATHER_SECONDS)
-        if not self._ending:
-            self._news.clear()
 
     def _environment(self, role: Role) -> Mapping[str, str]:
         return {

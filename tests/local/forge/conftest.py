@@ -1,11 +1,9 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from esper_runtime.artifact import KeyRing
 from esper_runtime.contracts import Role
-from esper_runtime.oona import BundledServer
 
 
 @pytest.fixture
@@ -15,10 +13,3 @@ def home(tmp_path: Path) -> Path:
     for role in Role:
         ring.ensure(role)
     return ring.home
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[BundledServer]:
-    """A real nats-server with a user for each role."""
-    with BundledServer(tmp_path / "bus", roles=True) as server:
-        yield server

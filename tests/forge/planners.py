@@ -8,12 +8,13 @@ from typing import TypeVar
 
 from nats.aio.client import Client
 
+from esper_runtime import forge
 from esper_runtime.artifact import MAY_SAY, KeyRing
-from esper_runtime.contracts import KernelSpec, KernelWish, Statement, Work
-from esper_runtime.local.forge.act import Actor
-from esper_runtime.local.forge.observe import Observer
+from esper_runtime.contracts import KernelSpec, KernelWish, Role, Statement, Work
+from esper_runtime.forge.act import Actor
+from esper_runtime.forge.observe import Observer
 from esper_runtime.oona import BundledServer, BusRole, WorkItem, WorkQueue, connect, disconnect
-from esper_runtime.planning import ForgePlan, ForgePolicy, plan_forge
+from esper_runtime.planning import ForgePlan, ForgePolicy
 from esper_runtime.urza import Library
 from tests.urza.sayings import BLUEPRINT, kernel_spec
 
@@ -26,11 +27,8 @@ IMPATIENT = ForgePolicy(most_attempts=2, first_seconds=0.0)
 class Planner:
     """One planner with a connection of its own."""
 
-    client: Client
-    library: Library
+    real: forge.Planner
     keyring: KeyRing
-    observer: Observer
-    actor: Actor
     server: BundledServer
     others: dict[BusRole, Library] = field(default_factory=dict)
 
@@ -38,11 +36,25 @@ class Planner:
     async def begin(cls, server: BundledServer, home: Path) -> "Planner":
         client = await connect(server.address, "planner")
         keyring = KeyRing(home)
-        library = Library(client, keyring.trust, keeper=True)
-        await library.refresh()
-        observer = Observer(client, library, keyring.trust)
-        actor = Actor(client, library, keyring, observer.notes)
-        return cls(client, library, keyring, observer, actor, server)
+        real = forge.Planner(client, keyring.trust, lambda ruling: keyring.sign(Role.PLANNER, ruling))
+        await real.begin()
+        return cls(real, keyring, server)
+
+    @property
+    def client(self) -> Client:
+        return self.real.client
+
+    @property
+    def library(self) -> Library:
+        return self.real.library
+
+    @property
+    def observer(self) -> Observer:
+        return self.real.observer
+
+    @property
+    def actor(self) -> Actor:
+        return self.real.actor
 
     async def end(self) -> None:
         for library in self.others.values():
@@ -70,10 +82,7 @@ class Planner:
 
     async def turn(self, policy: ForgePolicy | None = None) -> ForgePlan:
         """Look, decide, act."""
-        plan = plan_forge(await self.observer.look(), policy)
-        for action in plan.actions:
-            await self.actor.carry_out(action)
-        return plan
+        return await self.real.turn(policy)
 
     async def wish(self, number: int = 0, urgent: bool = False) -> KernelSpec:
         await self.library.enter(BLUEPRINT)

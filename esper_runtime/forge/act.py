@@ -1,21 +1,22 @@
 """Carrying out what the planner decides: each action may be done twice, and broken off anywhere."""
 
+from collections.abc import Callable
+
 from nats.aio.client import Client
 
-from esper_runtime.artifact import KeyRing
 from esper_runtime.contracts import (
     CompileWork,
     DeadWork,
     EvaluateWork,
     KernelNote,
     KernelState,
-    Role,
     Ruling,
+    Signed,
     Work,
     WorkAttempt,
     utc_now,
 )
-from esper_runtime.local.forge.notes import PATIENCE, Notes
+from esper_runtime.forge.notes import PATIENCE, Notes
 from esper_runtime.oona import WorkQueue, publish
 from esper_runtime.planning import (
     Action,
@@ -36,12 +37,14 @@ class Actor:
     Args:
         client: a connection of the planner's.
         library: takes the planner's rulings.
-        keyring: signs them.
+        sign: signs them, with the planner's key.
         notes: of planners.
     """
 
-    def __init__(self, client: Client, library: Library, keyring: KeyRing, notes: Notes) -> None:
-        self._client, self._library, self._keyring, self._notes = client, library, keyring, notes
+    def __init__(
+        self, client: Client, library: Library, sign: Callable[[Ruling], Signed], notes: Notes
+    ) -> None:
+        self._client, self._library, self._sign, self._notes = client, library, sign, notes
         self._queues: dict[tuple[Work, str], WorkQueue] = {}
 
     async def queue(self, work: Work, target: str) -> WorkQueue:
@@ -116,7 +119,7 @@ class Actor:
         )
 
     async def _rule(self, ruling: Ruling) -> None:
-        await self._library.publish(self._keyring.sign(Role.PLANNER, ruling))
+        await self._library.publish(self._sign(ruling))
 
 
 def forgiven(note: KernelNote) -> KernelNote:

@@ -4,15 +4,16 @@ that no result can hide: the queue first, the library after it."""
 import asyncio
 import time
 from collections.abc import Iterable
+from typing import cast
 
 import nats.errors
 from nats.aio.client import Client
 from pydantic import ValidationError
 
 from esper_runtime.artifact import Trust
-from esper_runtime.contracts import BusError, CloudEvent, FieldReport, InputError, KernelNote
-from esper_runtime.local.forge.letters import DeadLetters
-from esper_runtime.local.forge.notes import Notes
+from esper_runtime.contracts import BusError, CloudEvent, FieldReport, InputError, KernelNote, Work
+from esper_runtime.forge.letters import DeadLetters
+from esper_runtime.forge.notes import Notes
 from esper_runtime.oona import Tail, get_kept
 from esper_runtime.planning import ForgeState, QueueView
 from esper_runtime.urza import Library
@@ -60,7 +61,7 @@ class Observer:
             revoked=frozenset(self._trust.keys.revoked_digests),
         )
 
-    async def items(self) -> dict[tuple[str, str], int]:
+    async def items(self) -> dict[tuple[Work, str], int]:
         """How many items wait or are worked on, by work and target.
 
         Raises:
@@ -71,7 +72,10 @@ class Observer:
         except (OSError, nats.errors.Error) as error:
             raise BusError(f"the queues cannot be read ({error})") from error
         words = {subject: subject.split(".") for subject in state.subjects or {}}
-        return {(words[s][2], words[s][3]): number for s, number in (state.subjects or {}).items()}
+        return {
+            (cast(Work, words[subject][2]), words[subject][3]): number
+            for subject, number in (state.subjects or {}).items()
+        }
 
     async def _queue(self, notes: Iterable[KernelNote]) -> QueueView:
         """Which of the published tries are still in the queue; what left it once does not come back."""

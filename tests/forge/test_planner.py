@@ -6,7 +6,7 @@ from pathlib import Path
 from esper_runtime.contracts import KernelState, WorkAttempt
 from esper_runtime.oona import BundledServer
 from esper_runtime.planning import Compile, plan_forge
-from tests.local.forge.planners import IMPATIENT, Planner, with_planners
+from tests.forge.planners import IMPATIENT, Planner, with_planners
 from tests.oona.bus import kill
 from tests.urza.sayings import compiled, digest_of, failed, verdict
 
