@@ -15,6 +15,7 @@ from esper_runtime.blueprint.operators import OPERATORS, Operator
 from esper_runtime.blueprint.rules import ACTIVATIONS
 from esper_runtime.blueprint.samples import sample_slots
 from esper_runtime.blueprint.screen import screen
+from esper_runtime.blueprint.usual import usual_class
 
 __all__ = [
     "ACTIVATIONS",
@@ -30,5 +31,6 @@ __all__ = [
     "sample_slots",
     "screen",
     "unabsorbable",
+    "usual_class",
     "validate",
 ]

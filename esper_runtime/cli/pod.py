@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from esper_runtime.cli.worker import work_off
-from esper_runtime.contracts import Role
+from esper_runtime.contracts import InputError, Role
 from esper_runtime.local.children import LISTEN_VARIABLE
 from esper_runtime.planning import IDLE_SECONDS
 
@@ -90,6 +90,31 @@ def urabrask(config: Path, idle: float) -> int:
     """Test kernels in a sandbox until there is no more work."""
     _settle(Role.URABRASK, config)
     return work_off(Role.URABRASK, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
+
+
+@pod.command(
+    epilog="""\b
+Examples:
+  esper pod target
+  esper pod target --to /dev/stdout"""
+)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    default="/dev/termination-log",
+    show_default=True,
+    metavar="FILE",
+    help="Kubernetes keeps what stands there as the container's last words.",
+)
+def target(to: Path) -> int:
+    """Tell what kernels are made for on this node, and with what, as JSON."""
+    from esper_runtime.kasmina.kernels import worker_facts
+
+    try:
+        to.write_text(worker_facts().model_dump_json(by_alias=True) + "\n")
+    except OSError as error:
+        raise InputError(f"{to}: cannot be written ({error.strerror}); name another file with --to") from error
+    return 0
 
 
 def _settle(role: Role, config: Path) -> None:

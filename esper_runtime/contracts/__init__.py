@@ -69,7 +69,7 @@ from esper_runtime.contracts.errors import (
     SandboxError,
     TransitionError,
 )
-from esper_runtime.contracts.forge import KernelNote, Work, WorkAttempt
+from esper_runtime.contracts.forge import KernelNote, Work, WorkAttempt, WorkerFacts
 from esper_runtime.contracts.growth import (
     AbsorbWhen,
     BlueprintSelector,
@@ -355,6 +355,7 @@ __all__ = [
     "Verdict",
     "Work",
     "WorkAttempt",
+    "WorkerFacts",
     "Workers",
     "canonical_json",
     "check_command",

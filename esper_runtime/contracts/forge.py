@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from esper_runtime.contracts.base import ContractModel
-from esper_runtime.contracts.kernel import KernelId, Sha256
+from esper_runtime.contracts.kernel import KernelId, Pipeline, Sha256, Target
 
 Work = Literal["compile", "evaluate"]
 """The two kinds of work on a kernel, in their order."""
@@ -42,3 +42,12 @@ class KernelNote(ContractModel):
     def with_attempt(self, work: Work, attempt: WorkAttempt) -> "KernelNote":
         """This note with another latest try."""
         return self.model_copy(update={work: attempt})
+
+
+class WorkerFacts(ContractModel):
+    """What a worker on some machine would make kernels for, and with what: what wishes must say to be met."""
+
+    target: Target
+    toolchains: dict[Pipeline, dict[str, str]] = Field(
+        max_length=3, description="Versions that kernels depend on, by each pipeline that is offered there."
+    )

@@ -217,6 +217,16 @@ class BlueprintPhase(StrEnum):
     QUARANTINED = "Quarantined"
 
 
+class BlueprintCondition(StrEnum):
+    """Types of a blueprint's conditions."""
+
+    ACCEPTED = "Accepted"
+    ENTERED = "Entered"
+    SERVED = "Served"
+    VALIDATED = "Validated"
+    QUARANTINED = "Quarantined"
+
+
 class Score(ContractModel):
     """Mean contribution of its kernels in real trainings, with a 95 % interval."""
 
@@ -237,6 +247,9 @@ class BlueprintStatus(ContractModel):
     id: Short | None = Field(
         default=None, description="bp- and 12 hex digits of the canonical graph's SHA-256."
     )
+    library: Short | None = Field(
+        default=None, description="Incarnation of the library that it is entered in."
+    )
     kernels: dict[Short, Count] = Field(default_factory=dict, max_length=16, description="How many by state.")
     kernels_summary: Short = Field(default="", description="Validated of all, for the column.")
     score: Score | None = Field(default=None, description="What it brought in real trainings.")
@@ -256,6 +269,15 @@ class CompiledKernelSpec(ContractModel):
     uri: Uri = Field(description="Where the artifact is.")
     digest: Sha256 = Field(description="SHA-256 of the artifact.")
     bytes: Count = Field(description="Size of the artifact.")
+
+
+class KernelCondition(StrEnum):
+    """Types of a kernel's conditions."""
+
+    KEPT = "Kept"
+    COMPILED = "Compiled"
+    VALIDATED = "Validated"
+    QUARANTINED = "Quarantined"
 
 
 class CompiledKernelStatus(ContractModel):

@@ -1,7 +1,8 @@
 """Pure functions from what is observed to what is done next; doing it twice changes nothing.
 
 They decide whether a run starts, resumes or is refused, which checkpoints are kept, whether a process that
-ended is started again, what the forge does with blueprints and kernels, and what a cluster does for a run.
+ended is started again, what the forge does with blueprints and kernels, and what a cluster does for a run, for
+blueprints, kernels and the forge's workers.
 """
 
 from esper_runtime.planning.attempt import (
@@ -17,6 +18,18 @@ from esper_runtime.planning.attempt import (
     observe,
     plan_attempt,
 )
+from esper_runtime.planning.blueprints import (
+    DELETED,
+    BlueprintPlan,
+    BlueprintSeen,
+    Enter,
+    LibraryFacts,
+    LibraryState,
+    Wish,
+    Workplaces,
+    plan_blueprint,
+)
+from esper_runtime.planning.conditions import Truth, Verdict, conditions_after, rfc3339
 from esper_runtime.planning.forge import (
     Action,
     Compile,
@@ -28,6 +41,19 @@ from esper_runtime.planning.forge import (
     QueueView,
     Retry,
     plan_forge,
+)
+from esper_runtime.planning.mirror import Merit, blueprints_shown, kernel_status, kernels_shown
+from esper_runtime.planning.pools import (
+    TARGET,
+    WORK,
+    CreateWorker,
+    DeleteWorker,
+    PoolSeen,
+    WorkerSeen,
+    WorkforcePlan,
+    WorkforceSeen,
+    plan_workforce,
+    serves,
 )
 from esper_runtime.planning.restart import (
     Done,
@@ -61,20 +87,28 @@ from esper_runtime.planning.runs import (
 from esper_runtime.planning.workforce import IDLE_SECONDS, WORKERS, Depth, workers_wanted
 
 __all__ = [
+    "DELETED",
     "EXIT_BUDGET",
     "IDLE_SECONDS",
+    "TARGET",
+    "WORK",
     "WORKERS",
     "Action",
     "AlreadyComplete",
     "Attempt",
+    "BlueprintPlan",
+    "BlueprintSeen",
     "Compile",
     "CreateAttempt",
     "CreateClaim",
     "CreateService",
+    "CreateWorker",
     "DeleteJob",
     "DeleteRun",
+    "DeleteWorker",
     "Depth",
     "Done",
+    "Enter",
     "Evaluate",
     "ForgePlan",
     "ForgePolicy",
@@ -83,7 +117,11 @@ __all__ = [
     "GiveUpWork",
     "JobEnd",
     "JobSeen",
+    "LibraryFacts",
+    "LibraryState",
+    "Merit",
     "Observed",
+    "PoolSeen",
     "Quarantine",
     "QuarantineRule",
     "QueueView",
@@ -100,17 +138,32 @@ __all__ = [
     "Standing",
     "Start",
     "Supersede",
+    "Truth",
     "Undone",
+    "Verdict",
+    "Wish",
+    "WorkerSeen",
+    "WorkforcePlan",
+    "WorkforceSeen",
+    "Workplaces",
+    "blueprints_shown",
+    "conditions_after",
     "group_outcome",
     "how_it_ended",
+    "kernel_status",
+    "kernels_shown",
     "manifest_differences",
     "observe",
     "plan_attempt",
+    "plan_blueprint",
     "plan_forge",
     "plan_helper",
     "plan_run",
     "plan_trainer",
+    "plan_workforce",
     "pod_exit",
+    "rfc3339",
+    "serves",
     "shape_of",
     "supersedes",
     "to_delete",

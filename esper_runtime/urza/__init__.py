@@ -7,7 +7,7 @@ from esper_runtime.urza.artifacts import ArtifactStore, StoredArtifact
 from esper_runtime.urza.bucket import NoBucketError
 from esper_runtime.urza.carry import Carrier
 from esper_runtime.urza.fold import fold
-from esper_runtime.urza.index import KernelIndex, Ranked
+from esper_runtime.urza.index import KernelIndex, Ranked, merit
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.lineage import Lineage, lineage
 from esper_runtime.urza.reader import LibraryReader
@@ -37,6 +37,7 @@ __all__ = [
     "hear",
     "import_library",
     "lineage",
+    "merit",
     "verify_library",
     "word_key",
 ]

@@ -1,8 +1,9 @@
 """Names, labels and annotations of what the operator makes, and the key by which it knows a run."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from esper_operator.kube import RUN, Object
+from esper_operator.kube import BLUEPRINT, KERNEL, RUN, Kind, Object
 
 RUN_LABEL = "esper.dev/run"
 UID_LABEL = "esper.dev/run-uid"
@@ -15,19 +16,57 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 CHILDREN = f"app.kubernetes.io/name=esper,{COMPONENT_LABEL}=training"
 """Selector of everything that is made for runs."""
+MADE = "app.kubernetes.io/name=esper,app.kubernetes.io/managed-by=esper-operator"
+"""Selector of everything that the operator makes: for runs, and the forge's workers."""
+POOL_LABEL = "esper.dev/pool"
+WORKER_LABEL = "esper.dev/worker"
+"""Number of a worker among those of its role and pool."""
+FAILURES = "esper.dev/failures"
+"""Of a worker's Job: how many of its role and pool had failed in a row before it."""
+SOURCE_LABEL = "esper.dev/source"
+LIBRARY = "library"
+"""Value of the source of what only shows what the library has, and is never read back."""
 RESERVED = ("esper.dev/", "app.kubernetes.io/", "kueue.x-k8s.io/", "batch.kubernetes.io/")
 """Prefixes of labels and annotations that a template may not set."""
 
 
 @dataclass(frozen=True, order=True)
-class RunKey:
-    """Where a run's resource is."""
+class Key:
+    """Where a resource is; keys of different kinds are never equal."""
+
+    kind: ClassVar[Kind] = RUN
 
     namespace: str
     name: str
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+class RunKey(Key):
+    """Where a run's resource is."""
+
+
+class BlueprintKey(Key):
+    """Where a blueprint's resource is."""
+
+    kind = BLUEPRINT
+
+    def __str__(self) -> str:
+        return f"Blueprint {self.namespace}/{self.name}"
+
+
+class KernelKey(Key):
+    """Where a kernel's resource is."""
+
+    kind = KERNEL
+
+    def __str__(self) -> str:
+        return f"CompiledKernel {self.namespace}/{self.name}"
+
+
+class ForgeKey(Key):
+    """A pass over the release's forge: ``workers`` or ``mirror``."""
 
 
 def key_of(run: Object) -> RunKey:
@@ -88,6 +127,18 @@ def head_of(run: Object, name: str) -> Object:
             }
         ],
     }
+
+
+def is_made(body: Object) -> bool:
+    """Whether the operator has made it, by its labels."""
+    labels = body["metadata"].get("labels") or {}
+    wanted = dict(part.split("=") for part in MADE.split(","))
+    return wanted.items() <= labels.items()
+
+
+def shows_library(body: Object) -> bool:
+    """Whether a resource only shows what the library has."""
+    return bool((body["metadata"].get("labels") or {}).get(SOURCE_LABEL) == LIBRARY)
 
 
 def controller_of(body: Object) -> str | None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 
 from esper_operator.children import CONTAINER, needs_claim, shortcomings
@@ -88,11 +88,6 @@ def seconds(text: str | None) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def rfc3339(moment: float) -> str:
-    """Seconds since the epoch as the API writes times."""
-    return datetime.fromtimestamp(int(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def job_facts(job: Object) -> JobFacts:
     """What is seen of a Job."""
     head, status = job["metadata"], job.get("status") or {}
@@ -118,12 +113,12 @@ def job_facts(job: Object) -> JobFacts:
     return JobFacts(seen, str(notes.get(IDENTITY, "")), int(status.get("failed") or 0))
 
 
-def pod_seen(pod: Object) -> PodSeen:
-    """What is seen of a pod."""
+def pod_seen(pod: Object, container: str = CONTAINER) -> PodSeen:
+    """What is seen of a pod, and of its container of that name."""
     head, status = pod["metadata"], pod.get("status") or {}
     labels = head.get("labels") or {}
     number = str(labels.get(ATTEMPT_LABEL, ""))
-    containers = [item for item in status.get("containerStatuses") or () if item.get("name") == CONTAINER]
+    containers = [item for item in status.get("containerStatuses") or () if item.get("name") == container]
     state = (containers[0].get("state") or {}) if containers else {}
     ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     scheduled = [item for item in status.get("conditions") or () if item.get("type") == "PodScheduled"]

@@ -12,11 +12,19 @@ from typing import Any
 
 import kopf
 
-from esper_operator.kube import CLAIM, JOB, POD, RUN, SERVICE, Kind, Object
-from esper_operator.names import CHILDREN
+from esper_operator.kube import BLUEPRINT, CLAIM, JOB, KERNEL, POD, RUN, SERVICE, Kind, Object
+from esper_operator.names import CHILDREN, MADE
 from esper_runtime.contracts import EsperError
 
-WATCHED: dict[Kind, str] = {RUN: "", JOB: CHILDREN, POD: CHILDREN, SERVICE: CHILDREN, CLAIM: CHILDREN}
+WATCHED: dict[Kind, str] = {
+    RUN: "",
+    BLUEPRINT: "",
+    KERNEL: "",
+    JOB: MADE,
+    POD: MADE,
+    SERVICE: CHILDREN,
+    CLAIM: CHILDREN,
+}
 """What is watched, with the label selectors that the API server applies."""
 
 ENDING_SECONDS = 8.0

@@ -1,6 +1,5 @@
 """What the release tells the operator: environment variables that the chart sets, each with a flag."""
 
-import json
 import os
 import re
 import socket
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from esper_operator.pools import Pool, read_pools
 from esper_runtime.contracts import InputError
 
 PREFIX = "ESPER_OPERATOR_"
@@ -35,7 +35,7 @@ class Settings:
         nats_replicas: servers of the bus, and copies of each stream.
         nats_tls: whether the bus that is made has TLS.
         nats_storage: bytes that a server of it has for streams.
-        pools: target pools of the workers, as the chart gives them.
+        pools: where the forge's workers run.
         priority_training: PriorityClass of training pods; empty: none.
         priority_workers: PriorityClass of workers; empty: none.
         storage_class: of the claims of runs; empty: the cluster's default.
@@ -59,7 +59,7 @@ class Settings:
     nats_replicas: int = 1
     nats_tls: bool = True
     nats_storage: int = 8 * 1024**3
-    pools: tuple[Mapping[str, Any], ...] = ()
+    pools: tuple[Pool, ...] = ()
     priority_training: str = ""
     priority_workers: str = ""
     storage_class: str = ""
@@ -91,6 +91,8 @@ class Settings:
             text = ours[name]
             try:
                 values[name.lower()] = READERS[name](text)
+            except InputError as error:
+                raise InputError(f"{PREFIX}{name}: {error}") from None
             except ValueError as error:
                 raise InputError(f"{PREFIX}{name}: given {text!r}; allowed: {error}") from None
         return cls(**values)
@@ -159,16 +161,6 @@ def _size(text: str) -> str:
     return text
 
 
-def _pools(text: str) -> tuple[Mapping[str, Any], ...]:
-    try:
-        pools = json.loads(text or "[]")
-    except ValueError:
-        pools = None
-    if not isinstance(pools, list) or not all(isinstance(pool, dict) for pool in pools):
-        raise ValueError("a JSON list of mappings, one for each pool")
-    return tuple(pools)
-
-
 READERS: dict[str, Any] = {
     "NAMESPACE": _namespace,
     "WATCH": _names,
@@ -182,7 +174,7 @@ READERS: dict[str, Any] = {
     "NATS_REPLICAS": _number(1, 9),
     "NATS_TLS": _truth,
     "NATS_STORAGE": _number(1, 2**60),
-    "POOLS": _pools,
+    "POOLS": read_pools,
     "PRIORITY_TRAINING": _text,
     "PRIORITY_WORKERS": _text,
     "STORAGE_CLASS": _text,

@@ -1,15 +1,15 @@
 """The status of a run: conditions from where it stands, one phase from these, what it says itself."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from esper_operator.kube import Object
 from esper_operator.live import Live, seeds_summary
-from esper_operator.observe import JobFacts, Read, rfc3339
+from esper_operator.observe import JobFacts, Read
 from esper_operator.trouble import Trouble
 from esper_runtime.contracts import GONE
 from esper_runtime.contracts.resources import (
@@ -21,9 +21,7 @@ from esper_runtime.contracts.resources import (
     RunStatus,
     RunUsage,
 )
-from esper_runtime.planning import RunPlan, RunSeen, Standing
-
-Truth = Literal["True", "False", "Unknown"]
+from esper_runtime.planning import RunPlan, RunSeen, Standing, Truth, Verdict, conditions_after, rfc3339
 
 
 @dataclass(frozen=True)
@@ -57,20 +55,13 @@ def status_of(facts: Facts) -> Object:
     """The whole status, as the API has it; the same facts with the status that came of them give it again."""
     before = parsed_status(facts.run)
     generation = int(facts.run["metadata"].get("generation") or 0)
-    conditions = {condition.type: condition for condition in before.conditions}
-    for kind, (truth, reason, message) in _conditions(facts, before).items():
-        old = conditions.get(kind)
-        conditions[kind] = Condition(
-            type=kind,
-            status=truth,
-            reason=reason or kind,
-            message=message[:1000],
-            last_transition_time=(
-                rfc3339(facts.seen.now) if old is None or old.status != truth else old.last_transition_time
-            ),
-            observed_generation=generation,
-        )
-    known = [conditions[kind] for kind in RunCondition if kind in conditions]
+    known = conditions_after(
+        before.conditions,
+        {kind.value: verdict for kind, verdict in _conditions(facts, before).items()},
+        RunCondition,
+        generation=generation,
+        now=facts.seen.now,
+    )
     started = before.started_at
     if started is None and facts.job is not None:
         started = rfc3339(facts.job.seen.created)
@@ -80,7 +71,7 @@ def status_of(facts: Facts) -> Object:
         update={
             "phase": phase_of(known),
             "observed_generation": generation,
-            "conditions": tuple(known),
+            "conditions": known,
             "attempt": attempt,
             "started_at": started,
             "identity": before.identity or facts.identity or None,
@@ -101,7 +92,7 @@ def parsed_status(run: Object) -> RunStatus:
         return RunStatus()
 
 
-def phase_of(conditions: list[Condition]) -> RunPhase:
+def phase_of(conditions: Sequence[Condition]) -> RunPhase:
     """One word for a run."""
     by_type: Mapping[str, Condition] = {condition.type: condition for condition in conditions}
 
@@ -124,9 +115,6 @@ def phase_of(conditions: list[Condition]) -> RunPhase:
     return RunPhase.PENDING
 
 
-Verdict = tuple[Truth, str, str]
-
-
 def _conditions(facts: Facts, before: RunStatus) -> dict[RunCondition, Verdict]:
     plan, standing = facts.plan, facts.plan.standing
     kinds = {condition.type for condition in before.conditions}
@@ -136,31 +124,32 @@ def _conditions(facts: Facts, before: RunStatus) -> dict[RunCondition, Verdict]:
         found[RunCondition.RUNNING] = _running(facts)
         queued = _quota(facts)
         if queued is not None or RunCondition.QUOTA_RESERVED in kinds:
-            found[RunCondition.QUOTA_RESERVED] = queued or ("Unknown", "NoQueue", "spec.queueName is not set")
+            unset = Verdict("Unknown", "NoQueue", "spec.queueName is not set")
+            found[RunCondition.QUOTA_RESERVED] = queued or unset
         suspended = _suspended(facts)
         if suspended is not None:
             found[RunCondition.SUSPENDED] = suspended
         elif RunCondition.SUSPENDED in kinds:
-            found[RunCondition.SUSPENDED] = ("False", "Resumed", "")
+            found[RunCondition.SUSPENDED] = Verdict("False", "Resumed", "")
         if standing is Standing.COMPLETE:
-            found[RunCondition.COMPLETE] = ("True", plan.reason, plan.message)
+            found[RunCondition.COMPLETE] = Verdict("True", plan.reason, plan.message)
         if standing is Standing.FAILED:
-            found[RunCondition.FAILED] = ("True", plan.reason, plan.message)
+            found[RunCondition.FAILED] = Verdict("True", plan.reason, plan.message)
     ended = facts.seen.ended is not None or standing in (Standing.COMPLETE, Standing.FAILED)
     trouble = None if ended else facts.trouble
     if trouble is not None:
-        found[RunCondition.DEGRADED] = ("True", trouble.reason, trouble.message)
+        found[RunCondition.DEGRADED] = Verdict("True", trouble.reason, trouble.message)
     elif RunCondition.DEGRADED in kinds:
-        found[RunCondition.DEGRADED] = ("False", "AsExpected", "")
+        found[RunCondition.DEGRADED] = Verdict("False", "AsExpected", "")
     live = facts.live
     if live is not None and live.heard:
         growing = sum(count for stage, count in live.seeds.items() if stage not in _SETTLED)
         text = "" if ended else seeds_summary(live.seeds)
         found[RunCondition.GROWING] = (
-            ("True", "SeedsAlive", text) if growing and not ended else ("False", "NoSeeds", text)
+            Verdict("True", "SeedsAlive", text) if growing and not ended else Verdict("False", "NoSeeds", text)
         )
         if live.checkpoint is not None:
-            found[RunCondition.CHECKPOINTED] = ("True", "Checkpointed", f"step {live.checkpoint.step}")
+            found[RunCondition.CHECKPOINTED] = Verdict("True", "Checkpointed", f"step {live.checkpoint.step}")
     return found
 
 
@@ -169,21 +158,21 @@ _SETTLED = {stage.value for stage in GONE} | {"Fossilized"}
 
 def _accepted(facts: Facts) -> Verdict:
     if facts.refusal is not None:
-        return "False", facts.refusal.reason, facts.refusal.message
+        return Verdict("False", facts.refusal.reason, facts.refusal.message)
     if facts.read.manifest is None:
-        return "False", "Invalid", facts.read.refusal
+        return Verdict("False", "Invalid", facts.read.refusal)
     if facts.plan.standing is Standing.NAME_TAKEN:
-        return "False", facts.plan.reason, facts.plan.message
-    return "True", "Valid", ""
+        return Verdict("False", facts.plan.reason, facts.plan.message)
+    return Verdict("True", "Valid", "")
 
 
 def _running(facts: Facts) -> Verdict:
     plan = facts.plan
     if plan.standing is Standing.RUNNING:
-        return "True", plan.reason, plan.message
+        return Verdict("True", plan.reason, plan.message)
     if plan.standing is Standing.REFUSED:
-        return "False", plan.reason, "the manifest is not accepted"
-    return "False", plan.reason or plan.standing.value, plan.message
+        return Verdict("False", plan.reason, "the manifest is not accepted")
+    return Verdict("False", plan.reason or plan.standing.value, plan.message)
 
 
 def _quota(facts: Facts) -> Verdict | None:
@@ -191,18 +180,18 @@ def _quota(facts: Facts) -> Verdict | None:
     if manifest is None or manifest.spec.queue_name is None:
         return None
     if facts.plan.standing is Standing.QUEUED:
-        return "False", facts.plan.reason, facts.plan.message
+        return Verdict("False", facts.plan.reason, facts.plan.message)
     if facts.job is not None and not facts.job.seen.suspended:
-        return "True", "Admitted", ""
-    return "Unknown", "NoJob", "there is no Job to admit now"
+        return Verdict("True", "Admitted", "")
+    return Verdict("Unknown", "NoJob", "there is no Job to admit now")
 
 
 def _suspended(facts: Facts) -> Verdict | None:
     plan = facts.plan
     if plan.standing is Standing.SUSPENDED:
-        return "True", plan.reason, plan.message
+        return Verdict("True", plan.reason, plan.message)
     if plan.standing is Standing.SUSPENDING:
-        return "False", plan.reason, plan.message
+        return Verdict("False", plan.reason, plan.message)
     return None
 
 

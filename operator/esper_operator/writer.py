@@ -1,4 +1,4 @@
-"""Writes statuses: the last value of each run, not more than so many a second in all, then their events."""
+"""Writes statuses: the last value of each resource, not more than so many a second in all, then their events."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from esper_operator.kube import (
     EVENT,
-    RUN,
     AlreadyThereError,
     ConflictError,
     Kube,
@@ -21,8 +20,8 @@ from esper_operator.kube import (
     UnavailableError,
 )
 from esper_operator.live import Notice
-from esper_operator.names import RunKey, short_uid
-from esper_operator.observe import rfc3339
+from esper_operator.names import Key, short_uid
+from esper_runtime.planning import rfc3339
 
 LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
@@ -39,12 +38,12 @@ class Waiting:
     """A status that is to be written.
 
     Attributes:
-        uid: of the run that it is meant for.
+        uid: of the resource that it is meant for.
         status: the whole of it; None where it is written already.
         urgent: whether it says more than how far the run is.
         notices: events to post once it is written.
         after: what to do once it is written.
-        since: when the run began to wait, by the clock of this process.
+        since: when the resource began to wait, by the clock of this process.
     """
 
     uid: str
@@ -56,28 +55,28 @@ class Waiting:
 
 
 class StatusWriter:
-    """The last status of each run that waits to be written.
+    """The last status of each resource that waits to be written.
 
     Args:
         kube: the API.
         per_second: writes in any second, at most.
-        current: gives a run's resource as it was seen last.
-        learn: called with a run's resource as the API server has it.
+        current: gives a resource as it was seen last.
+        learn: called with a resource as the API server has it.
     """
 
     def __init__(
         self,
         kube: Kube,
         per_second: float,
-        current: Callable[[RunKey], Object | None],
-        learn: Callable[[RunKey, Object], None],
+        current: Callable[[Key], Object | None],
+        learn: Callable[[Key, Object], None],
     ) -> None:
         self._kube, self._current, self._learn = kube, current, learn
         self._spacing = _MARGIN / per_second
         self._next_at = 0.0
-        self._waiting: dict[RunKey, Waiting] = {}
-        self._writing: dict[RunKey, Waiting] = {}
-        self._last: dict[RunKey, float] = {}
+        self._waiting: dict[Key, Waiting] = {}
+        self._writing: dict[Key, Waiting] = {}
+        self._last: dict[Key, float] = {}
         self._wake = asyncio.Event()
         self.written = 0
         """How many statuses were written."""
@@ -87,7 +86,7 @@ class StatusWriter:
 
     def offer(
         self,
-        key: RunKey,
+        key: Key,
         uid: str,
         status: Object | None,
         *,
@@ -95,7 +94,7 @@ class StatusWriter:
         notices: Sequence[Notice] = (),
         after: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
-        """Have a status written; it takes the place of one of this run that still waits."""
+        """Have a status written; it takes the place of one of this resource that still waits."""
         new = Waiting(uid, status, urgent, list(notices), list(after))
         now = self._writing.get(key)
         if now is not None and (now.uid, now.status) == (uid, status):
@@ -112,12 +111,12 @@ class StatusWriter:
         self._waiting[key] = new
         self._wake.set()
 
-    def is_waiting(self, key: RunKey) -> bool:
-        """Whether something of a run is still to be written or posted."""
+    def is_waiting(self, key: Key) -> bool:
+        """Whether something of a resource is still to be written or posted."""
         return key in self._waiting
 
-    def forget(self, key: RunKey) -> None:
-        """The run is gone."""
+    def forget(self, key: Key) -> None:
+        """The resource is gone."""
         self._waiting.pop(key, None)
         self._last.pop(key, None)
 
@@ -141,8 +140,8 @@ class StatusWriter:
         while self._waiting:
             await self.write(next(iter(self._waiting)))
 
-    async def write(self, key: RunKey) -> None:
-        """Write the status of a run that waits, and post its events.
+    async def write(self, key: Key) -> None:
+        """Write the status of a resource that waits, and post its events.
 
         Raises:
             KubeError: the API server does not take it; it waits again.
@@ -162,23 +161,23 @@ class StatusWriter:
         for step in waiting.after:
             await step()
 
-    async def _apply(self, key: RunKey, uid: str, status: Object) -> bool:
-        """Write a status; False where the run is gone, or another one has its name."""
-        run = self._current(key)
+    async def _apply(self, key: Key, uid: str, status: Object) -> bool:
+        """Write a status; False where the resource is gone, or another one has its name."""
+        known = self._current(key)
         for _ in range(_TRIES):
-            if run is None or run["metadata"]["uid"] != uid:
+            if known is None or known["metadata"]["uid"] != uid:
                 return False
-            version = run["metadata"]["resourceVersion"]
+            version = known["metadata"]["resourceVersion"]
             head = {"name": key.name, "namespace": key.namespace, "resourceVersion": version}
             await self._keep_rate()
             try:
-                answer = await self._kube.apply_status(RUN, {"metadata": head, "status": status})
+                answer = await self._kube.apply_status(key.kind, {"metadata": head, "status": status})
             except NotThereError:
                 return False
             except ConflictError:
-                run = await self._kube.get(RUN, key.namespace, key.name)
-                if run is not None:
-                    self._learn(key, run)
+                known = await self._kube.get(key.kind, key.namespace, key.name)
+                if known is not None:
+                    self._learn(key, known)
                 continue
             self.written += 1
             self._last[key] = time.monotonic()
@@ -186,7 +185,7 @@ class StatusWriter:
             return True
         raise UnavailableError(f"status of {key}", 409, "Conflict", "it changes all the time")
 
-    def _next(self, now: float) -> RunKey | None:
+    def _next(self, now: float) -> Key | None:
         """What is urgent comes first, then what has waited for longest."""
         best: tuple[bool, float] | None = None
         chosen = None
@@ -205,7 +204,7 @@ class StatusWriter:
             await asyncio.sleep(wait)
         self._next_at = time.monotonic() + self._spacing
 
-    async def _write_safely(self, key: RunKey) -> None:
+    async def _write_safely(self, key: Key) -> None:
         if key not in self._waiting:
             return
         try:
@@ -217,14 +216,14 @@ class StatusWriter:
             _log.warning("%s: its status is written later: %s", key, error)
             await asyncio.sleep(1.0)
 
-    async def _post(self, key: RunKey, uid: str, notice: Notice) -> None:
+    async def _post(self, key: Key, uid: str, notice: Notice) -> None:
         digest = hashlib.sha256(f"{uid}/{notice.identity}/{notice.reason}".encode()).hexdigest()[:10]
         now = rfc3339(time.time())
         body: Object = {
             "metadata": {"name": f"{key.name}.{short_uid(uid)}-{digest}", "namespace": key.namespace},
             "involvedObject": {
-                "apiVersion": RUN.version,
-                "kind": RUN.name,
+                "apiVersion": key.kind.version,
+                "kind": key.kind.name,
                 "namespace": key.namespace,
                 "name": key.name,
                 "uid": uid,

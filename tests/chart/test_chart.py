@@ -161,7 +161,7 @@ def test_the_operator_knows_every_variable_that_the_chart_sets() -> None:
     given = {e["name"]: e.get("value", "some-pod") for e in container["env"]}
     settings = Settings.from_environment(given)
     assert settings.nats_url == "tls://esper-nats.esper-system.svc:4222"
-    assert settings.pools[0]["name"] == "cpu"
+    assert settings.pools[0].name == "cpu"
 
 
 def test_a_digest_wins_over_a_tag_and_a_registry_goes_first() -> None:

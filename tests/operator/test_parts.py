@@ -202,7 +202,7 @@ def test_settings_say_what_was_given_and_what_is_allowed() -> None:
         {
             "ESPER_OPERATOR_NAMESPACE": "mine",
             "ESPER_OPERATOR_WATCH": "a, b",
-            "ESPER_OPERATOR_POOLS": '[{"name": "cpu"}]',
+            "ESPER_OPERATOR_POOLS": '[{"name": "cpu", "device": "cpu"}]',
             "ESPER_OPERATOR_NETWORK_POLICIES": "true",
             "ESPER_OPERATOR_POD": "esper-operator-abc",
             "ESPER_OPERATOR_PORT": "tcp://10.0.0.1:8080",  # Kubernetes' own, beside a Service of that name
@@ -211,7 +211,7 @@ def test_settings_say_what_was_given_and_what_is_allowed() -> None:
     )
     assert (settings.watch, settings.network_policies) == (("a", "b"), True)
     assert settings.nats_url == "tls://esper-nats.mine.svc:4222"
-    assert settings.pools == ({"name": "cpu"},)
+    assert [pool.name for pool in settings.pools] == ["cpu"]
     assert settings.identity.startswith("esper-operator-abc-")
     for name, text in (
         ("NETWORK_POLICIES", "yes"),

@@ -16,6 +16,7 @@ from esper_runtime.kasmina.kernels.wanted import (
     refuse_compiled,
     spec_for,
     toolchain,
+    worker_facts,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "refuse_compiled",
     "spec_for",
     "toolchain",
+    "worker_facts",
     "twin_of",
     "usable",
 ]

@@ -1,5 +1,6 @@
 """Which kernel a slot wants here: the target that this process runs on, and what kernels are made with."""
 
+import contextlib
 import os
 import subprocess
 from functools import cache
@@ -7,7 +8,15 @@ from functools import cache
 import torch
 
 from esper_runtime.blueprint.builder import BUILDER_VERSION
-from esper_runtime.contracts import Interface, KernelError, KernelInterface, KernelSpec, Pipeline, Target
+from esper_runtime.contracts import (
+    Interface,
+    KernelError,
+    KernelInterface,
+    KernelSpec,
+    Pipeline,
+    Target,
+    WorkerFacts,
+)
 
 COMPILED = frozenset({Pipeline.STANDARD})
 """Pipelines that make native code: for exact widths, with a C++ compiler."""
@@ -55,6 +64,15 @@ def toolchain(pipeline: Pipeline) -> dict[str, str]:
         offered = ", ".join([Pipeline.FAST, *sorted(COMPILED)])
         raise KernelError(f"there is no pipeline {pipeline.value!r} here; there are: {offered}")
     return made_with | {"recipe": RECIPE_VERSION, "compiler": _compiler_version()}
+
+
+def worker_facts() -> WorkerFacts:
+    """What a worker in this process would make kernels for, and with what."""
+    offered: dict[Pipeline, dict[str, str]] = {}
+    for pipeline in Pipeline:
+        with contextlib.suppress(KernelError):  # not offered here
+            offered[pipeline] = toolchain(pipeline)
+    return WorkerFacts(target=current_target(), toolchains=offered)
 
 
 def spec_for(blueprint: str, interface: Interface, target: Target, pipeline: Pipeline) -> KernelSpec:
