@@ -5,7 +5,12 @@ from esper_runtime.contracts import Blueprint, InterfaceKind, KernelInterface, S
 
 _WIDTHS = (64, 256, 1024, 16)
 """Widths that are tried in turn: the second band first, then wider ones, then narrow ones."""
-_AXES = {InterfaceKind.SEQUENCE: 1, InterfaceKind.IMAGE: 2, InterfaceKind.TOKENS: 1, InterfaceKind.FEATURES: 0}
+_AXES = {
+    InterfaceKind.SEQUENCE: 1,
+    InterfaceKind.IMAGE: 2,
+    InterfaceKind.TOKENS: 1,
+    InterfaceKind.FEATURES: 0,
+}
 
 
 def usual_class(blueprint: Blueprint, *, exact: bool = False) -> KernelInterface | None:

@@ -113,7 +113,9 @@ def target(to: Path) -> int:
     try:
         to.write_text(worker_facts().model_dump_json(by_alias=True) + "\n")
     except OSError as error:
-        raise InputError(f"{to}: cannot be written ({error.strerror}); name another file with --to") from error
+        raise InputError(
+            f"{to}: cannot be written ({error.strerror}); name another file with --to"
+        ) from error
     return 0
 
 

@@ -1,8 +1,8 @@
 """Pure functions from what is observed to what is done next; doing it twice changes nothing.
 
 They decide whether a run starts, resumes or is refused, which checkpoints are kept, whether a process that
-ended is started again, what the forge does with blueprints and kernels, and what a cluster does for a run, for
-blueprints, kernels and the forge's workers.
+ended is started again, what the forge does with blueprints and kernels, and what a cluster does for a run,
+for blueprints, kernels and the forge's workers.
 """
 
 from esper_runtime.planning.attempt import (
@@ -42,7 +42,7 @@ from esper_runtime.planning.forge import (
     Retry,
     plan_forge,
 )
-from esper_runtime.planning.mirror import Merit, blueprints_shown, kernel_status, kernels_shown
+from esper_runtime.planning.mirror import MOST_SHOWN, Merit, blueprints_shown, kernel_status, kernels_shown
 from esper_runtime.planning.pools import (
     TARGET,
     WORK,
@@ -90,6 +90,7 @@ __all__ = [
     "DELETED",
     "EXIT_BUDGET",
     "IDLE_SECONDS",
+    "MOST_SHOWN",
     "TARGET",
     "WORK",
     "WORKERS",

@@ -7,7 +7,7 @@ release have. That it is gone is not decided here, since absence orders nothing.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper_runtime.contracts import (
@@ -66,7 +66,7 @@ class BlueprintSeen:
     pipelines: tuple[Pipeline, ...] = (Pipeline.FAST,)
     slots: Mapping[Pipeline, KernelInterface] | None = None
     generation: int = 0
-    before: BlueprintStatus = BlueprintStatus()
+    before: BlueprintStatus = field(default_factory=BlueprintStatus)
     mirrored: bool = False
 
 
@@ -146,7 +146,7 @@ def plan_blueprint(
     before = seen.before
     there = library.state is LibraryState.THERE
     kernels = library.kernels if there and seen.graph is not None else ()
-    found = {BlueprintCondition.ACCEPTED: _accepted(seen)}
+    found: dict[str, Verdict] = {BlueprintCondition.ACCEPTED: _accepted(seen)}
     counts = dict(before.kernels)
     summary, score = before.kernels_summary, before.score
     if seen.graph is not None:
@@ -224,7 +224,9 @@ def _accepted(seen: BlueprintSeen) -> Verdict:
 
 def _entered(seen: BlueprintSeen, library: LibraryFacts) -> Verdict:
     if library.state is LibraryState.NONE:
-        return Verdict("False", "NoBus", "the release has no bus, and so no library; set nats.deploy or nats.url")
+        return Verdict(
+            "False", "NoBus", "the release has no bus, and so no library; set nats.deploy or nats.url"
+        )
     if library.state is LibraryState.AWAY:
         return Verdict(
             "Unknown",

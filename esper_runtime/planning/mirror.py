@@ -105,7 +105,9 @@ def kernel_status(
     found: dict[str, Verdict] = {}
     update: dict[str, object] = {"observed_generation": generation}
     if record is None:
-        text = "the library has no such kernel: it had lost its storage, and the kernel was not made again yet"
+        text = (
+            "the library has no such kernel: it had lost its storage, and the kernel was not made again yet"
+        )
         found[KernelCondition.KEPT] = Verdict("False", "Lost", text)
     else:
         found = _found(record, {condition.type for condition in before.conditions})
@@ -119,6 +121,10 @@ def kernel_status(
 def _found(record: KernelRecord, before: Collection[str]) -> dict[str, Verdict]:
     state = record.state
     found = {KernelCondition.KEPT.value: Verdict("True"), KernelCondition.COMPILED.value: Verdict("True")}
+    if record.digest is None:
+        text = "the library had lost its storage; the kernel is being made again"
+        found[KernelCondition.KEPT] = Verdict("False", "MadeAgain", text)
+        found[KernelCondition.COMPILED] = Verdict("False", state.value, record.reason)
     if state in SOUND:
         by = f"superseded by {record.superseded_by}" if record.superseded_by else record.reason
         found[KernelCondition.VALIDATED] = Verdict("True", state.value, by)

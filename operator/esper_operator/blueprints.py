@@ -45,6 +45,10 @@ from esper_runtime.planning import (
 
 ROUNDS = 3
 """How often one pass observes again after it has done something."""
+_ORIGIN = 128
+"""Characters of an entry's origin at most."""
+_SYSTEM = frozenset(origin.value for origin in Origin if origin is not Origin.USER)
+"""Origins of blueprints that no resource rules."""
 _EXACT = frozenset({Pipeline.STANDARD, Pipeline.AGGRESSIVE})
 
 _log = logging.getLogger(__name__)
@@ -110,7 +114,9 @@ class Blueprints:
 
     def is_peoples(self, body: Object) -> bool:
         """Whether a resource is a person's, in a namespace that is looked after."""
-        return not shows_library(body) and (not self._watched or body["metadata"]["namespace"] in self._watched)
+        return not shows_library(body) and (
+            not self._watched or body["metadata"]["namespace"] in self._watched
+        )
 
     def _peoples(self) -> list[Object]:
         return [body for body in living(self._objects.all(BLUEPRINT)) if self.is_peoples(body)]
@@ -119,7 +125,15 @@ class Blueprints:
         facts = self.facts(read_blueprint(body).id)
         archived = None if facts.entry is None else facts.entry.archived
         kernels = tuple((record.kernel, record.state, record.reason) for record in facts.kernels)
-        return facts.state, facts.incarnation, facts.entry is None, archived, kernels, len(facts.reports), places
+        return (
+            facts.state,
+            facts.incarnation,
+            facts.entry is None,
+            archived,
+            kernels,
+            len(facts.reports),
+            places,
+        )
 
     def depart(self, key: BlueprintKey, body: Object) -> None:
         """A deletion of a resource that was known was seen."""
@@ -195,7 +209,7 @@ class Blueprints:
             _log.info("%s: %s", key, action)
             match action:
                 case Enter(reinstate=reinstate):
-                    origin = f"{Origin.USER.value} {key.namespace}/{key.name}"
+                    origin = f"{key.namespace}/{key.name}"[:_ORIGIN]
                     await self._office.enter(read.graph, origin, reinstate=reinstate)
                 case Wish(spec):
                     await self._office.wish(spec)
@@ -211,12 +225,17 @@ class Blueprints:
         if self.is_anybodys(gone.id) or self._office is None:
             return
         found = await self._kube.get(BLUEPRINT, key.namespace, key.name)
-        if found is not None and self._objects.put(BLUEPRINT, found) and self.is_anybodys(gone.id):
-            return
+        if found is not None:
+            if found["metadata"]["uid"] == gone.uid:
+                self._objects.restore(BLUEPRINT, found)
+            else:
+                self._objects.put(BLUEPRINT, found)
+            if self.is_anybodys(gone.id):
+                return
         if not self._office.ready:
             raise BusError(f"{gone.id} is archived once the library is back")
         entry = self._office.blueprints().get(gone.id)
-        if entry is None or entry.archived is not None or not entry.origin.startswith(Origin.USER.value):
+        if entry is None or entry.archived is not None or entry.origin in _SYSTEM:
             return
         await self._office.archive(gone.id, f"{DELETED}{key.namespace}/{key.name}")
         _log.info("%s: archived, as its last resource was deleted", gone.id)
@@ -270,7 +289,9 @@ def _read(spec: bytes) -> Read:
         graph = parse_blueprint(data.get("graph"))
         pipelines = tuple(Pipeline(name) for name in data.get("pipelines") or ("fast",))
     except BlueprintError as error:
-        return Read(None, f"spec.graph: {error}. Blueprints do not change: apply the mended one under another name")
+        return Read(
+            None, f"spec.graph: {error}. Blueprints do not change: apply the mended one under another name"
+        )
     except ValueError as error:
         known = ", ".join(pipeline.value for pipeline in Pipeline)
         return Read(None, f"spec.pipelines: {error}; allowed: {known}")

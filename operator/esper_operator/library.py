@@ -6,7 +6,7 @@ The bus may be away, and may come back empty; nothing here ends because of it, a
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import nats.errors
 from nats.aio.client import Client
@@ -17,6 +17,7 @@ from esper_runtime.contracts import (
     BlueprintEntry,
     BusError,
     EsperError,
+    FieldReport,
     KernelRecord,
     KernelSpec,
     KernelWish,
@@ -105,6 +106,10 @@ class ForgeOffice:
     def wishes(self) -> Mapping[str, KernelWish]:
         """What was wished for as last seen, by kernel."""
         return self._state.wishes
+
+    def reports(self) -> Sequence[FieldReport]:
+        """What trainings have reported, as last seen."""
+        return self._state.reports
 
     def depths(self) -> Mapping[tuple[Work, str], int] | None:
         """Items that wait or are worked on, by work and name of the target; None where that is not known."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from esper_operator.blueprints import blueprint_seen, read_blueprint
 from esper_operator.kube import BLUEPRINT, KERNEL, Kind, Kube, Object
-from esper_operator.names import LIBRARY, SOURCE_LABEL, BlueprintKey, Key, KernelKey, shows_library
+from esper_operator.names import LIBRARY, SOURCE_LABEL, BlueprintKey, KernelKey, Key, shows_library
 from esper_operator.objects import Objects
 from esper_operator.office import Office
 from esper_operator.settings import Settings
@@ -88,7 +88,9 @@ class Mirror:
         }
         used = self._in_use()
         kernels = kernels_shown(records.values(), entries, merits, used)
-        await self._remove(KERNEL, {*kernels}, {*records})
+        # One that is to be made again, after the library has lost it, is none that fell behind.
+        judged = {name for name, r in records.items() if r.digest is not None or _archived(entries, r)}
+        await self._remove(KERNEL, {*kernels}, judged)
         for kernel in kernels:
             await self._show(KernelKey(self._namespace, kernel), kernel_spec(records[kernel]))
         best: dict[str, float] = {}
@@ -176,7 +178,7 @@ def _resource(key: Key, spec: CompiledKernelSpec | BlueprintSpec) -> Object:
 def _spec_of(
     body: Object, model: type[CompiledKernelSpec] | type[BlueprintSpec]
 ) -> CompiledKernelSpec | BlueprintSpec | None:
-    """What a resource says, with the defaults that the API server has added; None where it is something else."""
+    """What a resource says, with the defaults that the API server has added; None for anything else."""
     try:
         return model.model_validate_json(json.dumps(body.get("spec") or {}))
     except ValidationError:
@@ -188,6 +190,11 @@ def _kernel_status(body: Object) -> CompiledKernelStatus:
         return CompiledKernelStatus.model_validate_json(json.dumps(body.get("status") or {}))
     except ValidationError:
         return CompiledKernelStatus()
+
+
+def _archived(entries: Mapping[str, BlueprintEntry], record: KernelRecord) -> bool:
+    entry = entries.get(record.spec.blueprint)
+    return entry is not None and entry.archived is not None
 
 
 def _entered(entries: Mapping[str, BlueprintEntry], blueprint: str) -> str:

@@ -39,6 +39,11 @@ class Key:
     namespace: str
     name: str
 
+    @property
+    def label(self) -> str:
+        """Kind, as metrics name it."""
+        return self.kind.name
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
@@ -67,6 +72,11 @@ class KernelKey(Key):
 
 class ForgeKey(Key):
     """A pass over the release's forge: ``workers`` or ``mirror``."""
+
+    @property
+    def label(self) -> str:
+        """Which of the two."""
+        return self.name
 
 
 def key_of(run: Object) -> RunKey:

@@ -55,8 +55,13 @@ class Objects:
             return None
         return self._known[kind].pop((namespace, name))
 
+    def restore(self, kind: Kind, body: Object) -> None:
+        """Take in an object that was believed to be gone, and is there."""
+        self._gone.pop(body["metadata"]["uid"], None)
+        self.put(kind, body)
+
     def replace(self, kind: Kind, listed: Listed, namespace: str | None) -> list[tuple[str, str]]:
-        """Take in a complete list; returns the places of what is not as it was, those that are gone among them.
+        """Take in a complete list; returns the places of what is not as it was, also of what is gone.
 
         That one is missing in it is no deletion that was seen: it is forgotten, and orders nothing.
         """

@@ -7,7 +7,7 @@ from esper_runtime.contracts import Blueprint, BlueprintEntry, FieldReport, Kern
 
 
 class Office(Protocol):
-    """The library as it was seen last, and what may be said to it; see `esper_operator.library.ForgeOffice`."""
+    """The library as it was seen last, and what may be said to it: `esper_operator.library.ForgeOffice`."""
 
     changed: Callable[[], None]
 

@@ -108,7 +108,9 @@ def _wrong(index: int, item: Any, error: ValidationError) -> str:
         return f"pools{place}: there is no such field; {hint}"
     if first["type"] == "missing":
         return f"pools{place}: is needed; allowed: {_allowed(fields, first['loc'], first['msg'])}"
-    return f"pools{place}: given {first['input']!r:.80}; allowed: {_allowed(fields, first['loc'], first['msg'])}"
+    return (
+        f"pools{place}: given {first['input']!r:.80}; allowed: {_allowed(fields, first['loc'], first['msg'])}"
+    )
 
 
 def _path(place: Sequence[int | str], item: Any) -> list[int | str]:

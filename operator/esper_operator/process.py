@@ -12,28 +12,30 @@ from pathlib import Path
 from esper_operator.bus import BusCredentials, first_start, signing_key, trust_list
 from esper_operator.credentials import Credentials, NoCredentials, RunOnBus
 from esper_operator.feed import Feed
+from esper_operator.forge import KINDS, Forge
 from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
 from esper_operator.kube import DEPLOYMENT, RUN, Kind, KubeApi, KubeError, Object, configured
 from esper_operator.lease import DEADLINE, Leadership
 from esper_operator.library import ForgeOffice
 from esper_operator.library_metrics import LibraryMetrics
 from esper_operator.live import Live
-from esper_operator.names import RunKey, short_uid
+from esper_operator.names import Key, RunKey, short_uid
 from esper_operator.pump import WATCHED, pump
 from esper_operator.queue import KeyQueue
 from esper_operator.runs import Runs
 from esper_operator.settings import Settings
-from esper_operator.store import Store
+from esper_operator.store import CHILD_KINDS, Store
 from esper_operator.writer import StatusWriter
 from esper_runtime.artifact import Trust, sign_with
 from esper_runtime.contracts import BusError, Role
 from esper_runtime.oona import BusKeeper
 
 WORKERS = 8
-"""Runs that are worked on at a time."""
+"""Resources that are worked on at a time."""
 RELIST_SECONDS = 300.0
 """Between two lists of everything, for events that were lost."""
 LEASE = "esper-operator"
+RUN_KINDS = (RUN, *CHILD_KINDS)
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +47,17 @@ class Operator:
         settings: of the release.
         kube: the API.
         credentials: of the pods.
+        owner: an owner reference for what is made in the release's namespace.
     """
 
-    def __init__(self, settings: Settings, kube: KubeApi, credentials: Credentials) -> None:
+    def __init__(
+        self, settings: Settings, kube: KubeApi, credentials: Credentials, owner: Object | None = None
+    ) -> None:
         self.settings, self.kube = settings, kube
         self._credentials = credentials
         self.store = Store()
-        self.queue: KeyQueue[RunKey] = KeyQueue()
-        self.writer = StatusWriter(kube, settings.status_writes, self.store.run, self._learn)
+        self.queue: KeyQueue[Key] = KeyQueue()
+        self.writer = StatusWriter(kube, settings.status_writes, self._current, self._learn)
         self.runs = Runs(kube, self.store, self.writer, credentials, settings)
         self.passes = PassMetrics()
         self.feed: Feed | None = None
@@ -60,11 +65,20 @@ class Operator:
         if isinstance(credentials, BusCredentials):
             self.feed = Feed(credentials.keeper.namespace, self._live, self.queue.add)
             self.office = self._new_office(credentials)
+        self.forge = Forge(
+            kube, self.writer, self.office, settings, owner, self.queue.add, self._blueprints_in_use
+        )
         self.listed = False
         """Whether everything was listed once."""
 
     def hear(self, kind: Kind, what: str | None, body: Object) -> None:
-        """Take in an event: the run that it concerns is looked at."""
+        """Take in an event: what it concerns is looked at."""
+        if kind in KINDS:
+            self.forge.hear(kind, what, body)
+        if not self._carries_out(body["metadata"]["namespace"]):
+            return
+        if kind not in RUN_KINDS:
+            return
         if what == "DELETED":
             head = body["metadata"]
             key = self.store.remove(kind, head["namespace"], head["name"], head["uid"])
@@ -74,21 +88,28 @@ class Operator:
             self.queue.add(key)
 
     async def relist(self) -> None:
-        """List everything, and look at all runs again.
+        """List everything, and look at all of it again.
 
         Raises:
             KubeError: a list could not be had.
         """
-        namespaces = self.settings.watch or (None,)
         concerned: set[RunKey] = set()
         for kind, labels in WATCHED.items():
-            for namespace in namespaces:
-                concerned |= self.store.replace(
-                    kind, await self.kube.list(kind, namespace, labels), namespace
-                )
+            for namespace in self.namespaces() or (None,):
+                listed = await self.kube.list(kind, namespace, labels)
+                if kind in KINDS:
+                    self.forge.replace(kind, listed, namespace)
+                if kind in RUN_KINDS and (namespace is None or self._carries_out(namespace)):
+                    concerned |= self.store.replace(kind, listed, namespace)
         self.listed = True
         for key in concerned | set(self.store.runs()):
             self.queue.add(key)
+        self.forge.look_at_all()
+
+    def namespaces(self) -> tuple[str, ...]:
+        """Namespaces that are listed and watched: those with runs, and the release's own; none: all."""
+        watch = self.settings.watch
+        return tuple(dict.fromkeys((*watch, self.settings.namespace))) if watch else ()
 
     async def work(self) -> None:
         """Work until cancelled."""
@@ -110,19 +131,45 @@ class Operator:
             counted[str((run.get("status") or {}).get("phase") or "Pending")] += 1
         return dict(counted)
 
-    async def _pass(self, key: RunKey) -> float | None:
+    async def _pass(self, key: Key) -> float | None:
         began = time.perf_counter()
+        if not isinstance(key, RunKey):
+            try:
+                return await self.forge.reconcile(key)
+            finally:
+                self.passes.seconds.labels(key.label).observe(time.perf_counter() - began)
         try:
             return await self.runs.reconcile(key)
         finally:
-            self.passes.seconds.labels("MorphogeneticRun").observe(time.perf_counter() - began)
+            self.passes.seconds.labels(key.label).observe(time.perf_counter() - began)
             run = self.store.run(key)
             if self.feed is not None and run is not None and (run.get("status") or {}).get("attempt"):
                 self.feed.hear(key.namespace)
 
-    def _learn(self, key: RunKey, body: Object) -> None:
-        if self.store.put(RUN, body) is not None:
+    def _current(self, key: Key) -> Object | None:
+        return self.store.run(key) if isinstance(key, RunKey) else self.forge.current(key)
+
+    def _learn(self, key: Key, body: Object) -> None:
+        if not isinstance(key, RunKey):
+            self.forge.learn(key, body)
+        elif self.store.put(RUN, body) is not None:
             self.queue.add(key)
+
+    def _carries_out(self, namespace: str) -> bool:
+        return not self.settings.watch or namespace in self.settings.watch
+
+    def _blueprints_in_use(self) -> frozenset[str]:
+        """Blueprints that runs which go on have planted lately, by what their statuses say."""
+        found = set()
+        for key in self.store.runs():
+            status = (self.store.run(key) or {}).get("status") or {}
+            if status.get("phase") not in ("Succeeded", "Failed"):
+                found |= {
+                    str(made["blueprint"])
+                    for made in status.get("adaptations") or ()
+                    if made.get("blueprint")
+                }
+        return frozenset(found)
 
     def _live(self, key: RunKey, uid: str) -> Live | None:
         run = self.store.run(key)
@@ -205,8 +252,9 @@ async def operate(settings: Settings) -> None:
         await kube.list(RUN, settings.watch[0] if settings.watch else settings.namespace)
         ready.set()
         await lease.acquire()
-        async with _credentials(kube, settings) as credentials:
-            operator = Operator(settings, kube, credentials)
+        owner = await _deployment(kube, settings)
+        async with _credentials(kube, settings, owner) as credentials:
+            operator = Operator(settings, kube, credentials, owner)
             operator.passes = passes
             parts.append(operator)
             passes.registry.register(_figures(operator, lease))
@@ -216,7 +264,7 @@ async def operate(settings: Settings) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(lease.keep())
                 group.create_task(operator.work())
-                group.create_task(pump(operator.hear, settings.watch))
+                group.create_task(pump(operator.hear, operator.namespaces()))
                 if operator.office is not None:
                     passes.registry.register(LibraryMetrics(operator.office))
                     group.create_task(operator.office.run())
@@ -229,12 +277,12 @@ async def operate(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _credentials(kube: KubeApi, settings: Settings) -> AsyncIterator[Credentials]:
+async def _credentials(kube: KubeApi, settings: Settings, owner: Object | None) -> AsyncIterator[Credentials]:
     """The release's bus, or none where the settings name none."""
     if not settings.nats_url:
         yield NoCredentials()
         return
-    files = await first_start(kube, settings, await _deployment(kube, settings))
+    files = await first_start(kube, settings, owner)
     with tempfile.TemporaryDirectory() as folder:
         ca = Path(folder, "ca.crt")
         ca.write_text(files.ca)

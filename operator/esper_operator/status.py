@@ -146,7 +146,9 @@ def _conditions(facts: Facts, before: RunStatus) -> dict[RunCondition, Verdict]:
         growing = sum(count for stage, count in live.seeds.items() if stage not in _SETTLED)
         text = "" if ended else seeds_summary(live.seeds)
         found[RunCondition.GROWING] = (
-            Verdict("True", "SeedsAlive", text) if growing and not ended else Verdict("False", "NoSeeds", text)
+            Verdict("True", "SeedsAlive", text)
+            if growing and not ended
+            else Verdict("False", "NoSeeds", text)
         )
         if live.checkpoint is not None:
             found[RunCondition.CHECKPOINTED] = Verdict("True", "Checkpointed", f"step {live.checkpoint.step}")

@@ -31,7 +31,9 @@ def job_name(role: str, pool: str, number: int) -> str:
     return f"esper-{role}-{pool}-{number}"
 
 
-def worker_job(action: CreateWorker, pool: Pool, shape: str, settings: Settings, owner: Object | None) -> Object:
+def worker_job(
+    action: CreateWorker, pool: Pool, shape: str, settings: Settings, owner: Object | None
+) -> Object:
     """The Job of a worker: one pod, which has the Secret of its role and no other rights.
 
     Args:
@@ -191,14 +193,14 @@ def trouble_of_workers(pods: Sequence[Object], failing: Sequence[WorkerSeen]) ->
         if seen.living and seen.waiting not in ("", "ContainerCreating", "PodInitializing"):
             return Trouble(
                 "PodsDoNotStart",
-                f"pod {seen.name}: {seen.waiting}: {seen.waiting_for or 'no more is said'}; check the chart's "
-                "values image.runtime and image.runtimeCuda, and that the Secrets of the workers are there",
+                f"pod {seen.name}: {seen.waiting}: {seen.waiting_for or 'no reason'}; check the "
+                "chart's values image.runtime and image.runtimeCuda, and that the Secrets of the workers are there",
             )
     if failing:
         last = max(failing, key=lambda worker: worker.ended_at)
         return Trouble(
             "WorkersFail",
-            f"{last.failures + 1} workers in a row failed; see `kubectl logs job/{last.name}` in the release's "
-            "namespace; the next one is tried after a while",
+            f"{last.failures + 1} workers in a row failed; see `kubectl logs job/{last.name}` in the "
+            "release's namespace; the next one is tried after a while",
         )
     return None

@@ -141,7 +141,9 @@ class Workers:
     async def _list(self) -> None:
         """What is known may be old, and there must never be more workers than there may be."""
         namespace = self._settings.namespace
-        self._objects.replace(JOB, await self._kube.list(JOB, namespace, MADE), namespace)
+        for kind in (JOB, POD):
+            listed = await self._kube.list(kind, namespace, f"{MADE},{POOL_LABEL}")
+            self._objects.replace(kind, listed, namespace)
 
     async def _ask_the_silent(self) -> None:
         """A Job may be seen to have ended before its pod is seen to have told."""
@@ -151,7 +153,9 @@ class Workers:
             there.add(worker.uid)
             ended = worker.ended is JobEnd.COMPLETE and not worker.deleting
             if worker.role == TARGET and ended and worker.facts is None and worker.uid not in self._silent:
-                pods = await self._kube.list(POD, namespace, f"{MADE},batch.kubernetes.io/job-name={worker.name}")
+                pods = await self._kube.list(
+                    POD, namespace, f"{MADE},batch.kubernetes.io/job-name={worker.name}"
+                )
                 for pod in pods.items:
                     self._objects.put(POD, pod)
                 self._silent.add(worker.uid)

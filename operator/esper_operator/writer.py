@@ -1,4 +1,4 @@
-"""Writes statuses: the last value of each resource, not more than so many a second in all, then their events."""
+"""Writes statuses: the last value of each resource, at most so many a second in all; then their events."""
 
 import asyncio
 import contextlib

@@ -83,7 +83,7 @@ class Cluster:
 
     async def list(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> Listed:
         with self._call("list", kind, ""):
-            wanted = dict(part.split("=") for part in labels.split(",") if part)
+            wanted = [part.partition("=") for part in labels.split(",") if part]
             found = [
                 body
                 for (name, space, _), body in self.objects.items()
@@ -253,6 +253,8 @@ class Cluster:
         alive: dict[str, set[str]] = {}
         for pod in self.of(POD):
             labels = pod["metadata"]["labels"]
+            if "esper.dev/run-uid" not in labels:
+                continue
             owner = pod["metadata"]["ownerReferences"][0]["uid"]
             alive.setdefault(labels["esper.dev/run-uid"], set()).add(owner)
         self.most_trainers = max([self.most_trainers, *(len(owners) for owners in alive.values())])
@@ -297,9 +299,9 @@ def lost() -> UnavailableError:
     return UnavailableError("call", 0, "Timeout", "no answer")
 
 
-def _has(body: Object, wanted: dict[str, str]) -> bool:
+def _has(body: Object, wanted: list[tuple[str, str, str]]) -> bool:
     labels = body["metadata"].get("labels") or {}
-    return all(labels.get(name) == value for name, value in wanted.items())
+    return all(name in labels and (not equal or labels[name] == value) for name, equal, value in wanted)
 
 
 _KINDS = {kind.name: kind for kind in vars(kube).values() if isinstance(kind, Kind)}

@@ -39,7 +39,7 @@ __all__ = [
     "refuse_compiled",
     "spec_for",
     "toolchain",
-    "worker_facts",
     "twin_of",
     "usable",
+    "worker_facts",
 ]

@@ -1,0 +1,282 @@
+"""A person's blueprint on a cluster: checked, entered, forged and validated without a run; then archived."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from esper_operator.kube import BLUEPRINT, EVENT
+from esper_operator.pools import Pool
+from esper_operator.settings import Settings
+from esper_runtime.blueprint import canonical_id, catalogue
+from esper_runtime.contracts import FieldReport, KernelState, Origin
+from tests.operator.forge_world import FACTS, MLP, POOL, ForgeWorld, blueprint
+
+ID = canonical_id(MLP)
+
+
+def applied(world: ForgeWorld | None = None) -> ForgeWorld:
+    """A world in which a blueprint was applied and everything has come to rest."""
+    world = world or ForgeWorld()
+    world.apply(blueprint())
+    world.settle()
+    return world
+
+
+def test_a_blueprint_applied_by_hand_is_forged_and_validated_without_any_run() -> None:
+    world = applied()
+    status = world.status()
+    assert (status["phase"], status["id"], status["kernelsSummary"]) == ("Validated", ID, "1/1")
+    assert world.library.entries[ID].origin == "team/mine"
+    (kernel,) = world.library.kernels.values()
+    assert kernel.spec.toolchain == FACTS.toolchains[kernel.spec.pipeline]
+    assert kernel.spec.target == FACTS.target
+    assert [item["status"] for item in status["conditions"]] == ["True"] * 4
+    told = [event["reason"] for event in world.cluster.of(EVENT)]
+    assert told == ["Pending", "Forging", "Validated"]
+
+
+def test_a_pass_over_what_has_not_changed_writes_nothing_not_even_by_another_operator() -> None:
+    world = applied()
+    world.cluster.calls.clear()
+    world.look()
+    world.begin()
+    world.look()
+    assert [call for call in world.cluster.calls if call.writes] == []
+
+
+def _without_tail(graph: Any) -> None:
+    graph["nodes"] = [node for node in graph["nodes"] if node["id"] != graph["output"]]
+
+
+def _unknown_operator(graph: Any) -> None:
+    graph["nodes"][0]["op"] = "lineer"
+
+
+def _unknown_attribute(graph: Any) -> None:
+    graph["nodes"][0]["attributes"]["widht"] = 3
+
+
+def _no_such_input(graph: Any) -> None:
+    graph["nodes"][0]["inputs"] = ["nobody"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_without_tail, "reference"),
+        (_unknown_operator, "lineer"),
+        (_unknown_attribute, "widht"),
+        (_no_such_input, "nobody"),
+    ],
+)
+def test_a_graph_that_cannot_work_is_refused_with_what_where_and_how_to_mend(spoil: Any, words: str) -> None:
+    world = ForgeWorld()
+    body = blueprint()
+    spoil(body["spec"]["graph"])
+    world.apply(body)
+    world.settle()
+    assert world.status()["phase"] == "Invalid"
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
+    assert accepted["message"].startswith("spec.graph: ")
+    assert words in accepted["message"]
+    assert "under another name" in accepted["message"]
+    assert world.library.entries == {}
+    assert world.jobs() == []
+
+
+def test_the_same_graph_under_two_names_is_archived_only_when_the_last_one_goes() -> None:
+    world = applied()
+    world.apply(blueprint("other", namespace="elsewhere"))
+    world.settle()
+    assert world.library.entered[ID] == 1
+    world.cluster.remove(BLUEPRINT, "team", "mine")
+    world.settle()
+    assert world.library.entries[ID].archived is None
+    world.cluster.remove(BLUEPRINT, "elsewhere", "other")
+    world.settle()
+    assert world.library.entries[ID].archived == "its resource was deleted: elsewhere/other"
+
+
+def test_a_new_resource_brings_back_what_a_deletion_has_archived_but_not_what_a_person_has() -> None:
+    world = applied()
+    world.cluster.remove(BLUEPRINT, "team", "mine")
+    world.apply(blueprint())
+    world.settle()
+    assert world.library.entries[ID].archived is None
+    archived = world.library.entries[ID].model_copy(update={"archived": "of no use"})
+    world.library.entries[ID] = archived
+    world.settle()
+    assert world.library.entries[ID] == archived
+    assert world.condition("Entered")["message"] == "archived: of no use"
+
+
+def test_absence_orders_nothing() -> None:
+    """A resource that a list lacks, though no deletion was seen: its blueprint stays."""
+    world = applied()
+    world.deaf = True
+    world.cluster.remove(BLUEPRINT, "team", "mine")
+    world.relist()
+    world.settle()
+    world.begin()
+    world.settle()
+    assert world.library.entries[ID].archived is None
+
+
+def test_a_deletion_of_what_was_not_known_orders_nothing() -> None:
+    world = applied()
+    body = copy.deepcopy(world.cluster.one(BLUEPRINT, "mine"))
+    body["metadata"]["uid"] = "another"
+    world.forge.hear(BLUEPRINT, "DELETED", body)
+    world.settle()
+    assert world.library.entries[ID].archived is None
+
+
+def test_a_deletion_that_the_api_does_not_confirm_orders_nothing() -> None:
+    world = applied()
+    world.forge.hear(BLUEPRINT, "DELETED", copy.deepcopy(world.cluster.one(BLUEPRINT, "mine")))
+    world.look()
+    assert world.library.entries[ID].archived is None
+
+
+@pytest.mark.parametrize("origin", [Origin.CATALOGUE, Origin.GENERATED, Origin.MUTATED])
+def test_what_the_system_has_made_is_not_archived_with_a_persons_copy(origin: Origin) -> None:
+    world = applied()
+    entry = world.library.entries[ID]
+    world.library.entries[ID] = entry.model_copy(update={"origin": origin.value})
+    world.cluster.remove(BLUEPRINT, "team", "mine")
+    world.settle()
+    assert world.library.entries[ID].archived is None
+
+
+def test_while_the_library_is_away_the_status_says_so_and_stays_and_a_deletion_is_kept_for_later() -> None:
+    world = applied()
+    world.apply(blueprint("other", catalogue()["mlp-4"]))
+    world.library.ready = False
+    world.look()
+    assert world.status()["phase"] == "Validated"
+    assert (world.condition("Entered")["status"], world.condition("Entered")["reason"]) == (
+        "Unknown",
+        "LibraryAway",
+    )
+    assert world.status("other")["phase"] == "Pending"
+    world.cluster.remove(BLUEPRINT, "team", "mine")
+    world.passes()
+    world.library.ready = True
+    world.settle()
+    assert world.library.entries[ID].archived is not None
+    assert world.status("other")["phase"] == "Validated"
+
+
+def test_after_the_bus_was_wiped_the_same_ids_are_made_again_and_no_resource_is_deleted() -> None:
+    world = applied()
+    before = world.library.records().keys(), world.kernels()
+    world.library.lose_everything()
+    world.cluster.calls.clear()
+    world.look()
+    assert world.status()["phase"] == "Forging"
+    entered = world.condition("Entered")
+    assert (entered["status"], entered["reason"]) == ("True", "EnteredAgain")
+    world.settle()
+    assert (world.library.records().keys(), world.kernels()) == before
+    assert world.status()["phase"] == "Validated"
+    assert world.condition("Entered")["reason"] == "EnteredAgain"
+    gone = [call for call in world.cluster.calls if call.verb == "delete" and call.kind != "Job"]
+    assert gone == []
+
+
+def test_rejected_and_quarantined_kernels_show_with_their_reasons() -> None:
+    world = applied()
+    (kernel,) = world.library.kernels
+    world.library.settle(kernel, KernelState.QUARANTINED, "it failed in 2 of 2 runs")
+    world.look()
+    assert world.status()["phase"] == "Quarantined"
+    assert world.condition("Quarantined")["message"] == f"{kernel}: it failed in 2 of 2 runs"
+    world.library.settle(kernel, KernelState.REJECTED, "exact: no")
+    world.look()
+    assert world.status()["phase"] == "Rejected"
+    assert world.condition("Quarantined")["status"] == "False"
+    world.library.settle(kernel, KernelState.VALIDATED)
+    world.look()
+    assert (world.status()["phase"], world.status()["kernels"]) == ("Validated", {"Validated": 1})
+
+
+def test_a_score_stands_in_the_status_once_two_trainings_have_reported() -> None:
+    world = applied()
+    (kernel,) = world.library.kernels.values()
+    for index, contribution in enumerate((0.01, 0.03)):
+        assert "score" not in world.status()
+        world.library.said.append(
+            FieldReport(
+                kernel=kernel.kernel,
+                digest=kernel.digest or "",
+                blueprint=ID,
+                run=f"team/run-{index}",
+                seed="s1",
+                slot="body",
+                outcome="Fossilized",
+                steps=10,
+                contribution=contribution,
+                parameters=5,
+            )
+        )
+        world.look()
+    score = world.status()["score"]
+    assert (round(score["mean"], 6), score["count"]) == (0.02, 2)
+    assert score["low"] < 0.02 < score["high"]
+
+
+@pytest.mark.parametrize("pools", [(), (Pool(name="cpu", device="cpu", tezzeret=1, urabrask=0),)])
+def test_without_a_pool_that_makes_and_tests_the_condition_says_what_to_do(pools: tuple[Pool, ...]) -> None:
+    world = ForgeWorld(Settings(pools=pools))
+    world.apply(blueprint())
+    world.settle()
+    served = world.condition("Served")
+    assert (served["status"], served["reason"]) == ("False", "NoPool")
+    assert "values (pools)" in served["message"]
+    assert world.jobs() == []
+
+
+def test_a_target_that_no_pool_serves_is_named() -> None:
+    world = applied()
+    (kernel,) = world.library.kernels.values()
+    other = kernel.spec.model_copy(
+        update={"target": kernel.spec.target.model_copy(update={"arch": "avx2"}), "flags": ("x",)}
+    )
+    world.library.kernels[other.kernel_id] = kernel.model_copy(
+        update={"kernel": other.kernel_id, "spec": other, "state": KernelState.PENDING, "digest": None}
+    )
+    world.look()
+    served = world.condition("Served")
+    assert (served["status"], served["reason"]) == ("False", "NoPool")
+    assert "cpu-avx2-torch-2-13-0" in served["message"]
+    assert "esper-tezzeret-cpu-1" not in world.jobs()
+
+
+def test_a_pipeline_that_no_pool_offers_is_named() -> None:
+    world = ForgeWorld()
+    world.apply(blueprint(pipelines=["fast", "aggressive"]))
+    world.settle()
+    assert world.status()["phase"] == "Validated"
+    served = world.condition("Served")
+    assert (served["status"], served["reason"]) == ("False", "NoPipeline")
+    assert "aggressive" in served["message"]
+
+
+def test_a_release_without_a_bus_says_so() -> None:
+    world = ForgeWorld(bus=False)
+    world.apply(blueprint())
+    world.passes()
+    assert world.condition("Entered")["reason"] == "NoBus"
+    assert world.status()["phase"] == "Pending"
+
+
+def test_blueprints_of_namespaces_that_are_not_watched_are_left_alone() -> None:
+    world = ForgeWorld(Settings(pools=(POOL,), watch=("team",)))
+    world.apply(blueprint())
+    world.apply(blueprint("foreign", catalogue()["mlp-4"], namespace="elsewhere"))
+    world.settle()
+    assert world.status()["phase"] == "Validated"
+    assert world.status("foreign", "elsewhere") == {}
+    assert list(world.library.entries) == [ID]
