@@ -193,8 +193,8 @@ def trouble_of_workers(pods: Sequence[Object], failing: Sequence[WorkerSeen]) ->
         if seen.living and seen.waiting not in ("", "ContainerCreating", "PodInitializing"):
             return Trouble(
                 "PodsDoNotStart",
-                f"pod {seen.name}: {seen.waiting}: {seen.waiting_for or 'no reason'}; check the "
-                "chart's values image.runtime and image.runtimeCuda, and that the Secrets of the workers are there",
+                f"pod {seen.name}: {seen.waiting}: {seen.waiting_for or 'why is not said'}; check the "
+                "chart's values image.runtime and image.runtimeCuda, and that the workers' Secrets are there",
             )
     if failing:
         last = max(failing, key=lambda worker: worker.ended_at)
