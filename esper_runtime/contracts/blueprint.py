@@ -63,7 +63,7 @@ class Provenance(ContractModel):
     )
     generator: str | None = Field(default=None, max_length=64, description="What made it, with its version.")
     seed: int | None = Field(
-        default=None, ge=0, le=2**63 - 1, description="Number that the generator's draws began from."
+        default=None, ge=0, le=2**53 - 1, description="Number that the generator's draws began from."
     )
 
 
