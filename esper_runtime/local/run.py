@@ -223,6 +223,7 @@ def _go(
         commands=post,
         link=None if post is None else post.link,
         library=library,
+        makes_kernels=not _in_pod(),
     )
     signals.forward(trainer.request_stop)
     with contextlib.ExitStack() as stack:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from esper_runtime.artifact import KeyRing
+from esper_runtime.artifact import KeyRing, Trust
 from esper_runtime.contracts import (
     Blueprint,
     CompileWork,
@@ -91,6 +91,23 @@ def prepare(
         raise KernelError(f"none of the {len(wanted)} kernels may be used: {next(iter(refused.values()))}")
     names = {kernel: graphs[spec.blueprint].name for kernel, spec in wanted.items()}
     return Prepared(kernels, {kernel: f"{names[kernel]}: {error}" for kernel, error in refused.items()})
+
+
+def on_shelf(
+    specs: Mapping[str, KernelSpec], graphs: Mapping[str, Blueprint], shelf: Shelf, trust: Trust
+) -> Prepared:
+    """What is there of kernels that others make: those that are not there yet are not refused.
+
+    Args:
+        specs: the kernels by id.
+        graphs: their blueprints by id.
+        shelf: where they lie.
+        trust: whom we believe.
+    """
+    kernels, refused = shelf.usable(specs, trust)
+    bad = {kernel: error for kernel, error in refused.items() if isinstance(error, KernelError)}
+    names = {kernel: graphs[specs[kernel].blueprint].name for kernel in bad}
+    return Prepared(kernels, {kernel: f"{names[kernel]}: {error}" for kernel, error in bad.items()})
 
 
 def _to_make(refused: Mapping[str, EsperError]) -> list[str]:

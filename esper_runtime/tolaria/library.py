@@ -56,12 +56,14 @@ class Wanted:
         slots: interfaces of its slots.
         target: that kernels are made for.
         allows: whether the manifest allows a blueprint.
+        named: other kernels that the run had before, by its journal.
     """
 
     specs: Mapping[str, KernelSpec]
     slots: tuple[Interface, ...]
     target: Target
     allows: Callable[[Blueprint], bool]
+    named: frozenset[str] = frozenset()
 
 
 class LibraryLink:
@@ -85,9 +87,11 @@ class LibraryLink:
         """What the library has that the run does not have yet, for the training thread."""
         self.connected = False
         self.settled: set[str] = set()
-        """Kernels of `Wanted` that the library has judged, and that are on the shelf where they passed."""
+        """Kernels of `Wanted` that the library has judged, and that are on the shelf where they passed; and
+        those of ``named`` that it does not know."""
         self._address = address
         self._reports = Reports(place.subject(Channel.REPORT), place.source)
+        self._incarnation: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._more: deque[KernelSpec] = deque()
         self._closing = asyncio.Event()
@@ -155,6 +159,7 @@ class LibraryLink:
         try:
             library = Library(client, self._trust, wishes=mine is None or not mine.of_run)
             await library.refresh()
+            self.settled |= {kernel for kernel in self._wanted.named if library.known(kernel) is None}
             self.connected = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._wish(library))
@@ -168,10 +173,11 @@ class LibraryLink:
             await disconnect(client)
 
     async def _wish(self, library: Library) -> None:
-        """Ask for what the run wants and the shelf lacks."""
+        """Ask for what the run wants and the shelf lacks; a library that has lost its storage, for all."""
         there, _ = self._shelf.usable(self._specs, self._trust)
+        before, self._incarnation = self._incarnation, library.incarnation
         for kernel, spec in list(self._specs.items()):
-            if kernel not in there:
+            if kernel not in there or before not in (None, library.incarnation):
                 await library.wish(KernelWish(spec=spec, urgent=kernel in self._wanted.specs))
 
     async def _wish_for_more(self, library: Library) -> None:
@@ -189,7 +195,7 @@ class LibraryLink:
     async def _take(self, library: Library) -> None:
         """Fetch what was validated, and hear what may be used no more."""
         async for record in library.watch(current=True):
-            if record.kernel in self._specs:
+            if record.kernel in self._specs or record.kernel in self._wanted.named:
                 try:
                     await self._hear(library, record)
                 except EsperError as error:
@@ -197,7 +203,7 @@ class LibraryLink:
 
     async def _hear(self, library: Library, record: KernelRecord) -> None:
         kernel = record.kernel
-        if record.state is KernelState.VALIDATED:
+        if record.state in (KernelState.VALIDATED, KernelState.SUPERSEDED):
             there, _ = self._shelf.usable([kernel], self._trust)
             found = there.get(kernel)
             if found is None or found.digest != record.digest:

@@ -17,7 +17,7 @@ from esper_runtime.contracts import (
     UsableKernel,
 )
 from esper_runtime.kasmina import Growable, KernelCache, Shelf, Stock, candidates, current_target, spec_for
-from esper_runtime.tolaria.forging import WAKE_SECONDS, ForgingStoppedError, Told, prepare
+from esper_runtime.tolaria.forging import WAKE_SECONDS, ForgingStoppedError, Prepared, Told, on_shelf, prepare
 from esper_runtime.tolaria.group import Alone, Group
 from esper_runtime.tolaria.library import LibraryLink, Wanted
 from esper_runtime.tolaria.supply import Offer, Supply, offer_at_start
@@ -25,6 +25,9 @@ from esper_runtime.tolaria.watching import ShelfWatch
 
 PATIENCE_SECONDS = 40.0
 """How long the library may take for its first or next kernel before they are made here."""
+PATIENCE_ELSEWHERE_SECONDS = 180.0
+"""The same where they are not made here: a first worker's pod has to be scheduled, and fetches its image."""
+_NOT_YET = "the library has not given it yet"
 BEAT_SECONDS = 1.0
 """Between two words of rank 0 to the others while kernels are made."""
 
@@ -55,6 +58,7 @@ def stocked(
     selector: KernelSelector | None = None,
     library: LibraryLink | None = None,
     allows: Callable[[Blueprint], bool] = lambda blueprint: True,
+    makes: bool = True,
 ) -> Iterator[Supply]:
     """Inside, the model has a stock, and what it begins with is offered to it.
 
@@ -69,6 +73,8 @@ def stocked(
         library: the way to the library, not started yet; without one, kernels are made by processes of this
             run's own.
         allows: whether the manifest allows a blueprint that people enter in the library.
+        makes: False where kernels come from the library only: then what it does not give in time comes later,
+            or never.
 
     Raises:
         ForgingStoppedError: it was told to stop.
@@ -85,20 +91,30 @@ def stocked(
     trust, shelf = KeyRing(home).trust, Shelf(home)
     with contextlib.ExitStack() as stack:
         specs = wanted_kernels(model) if grows else {}
+        named = frozenset(_named(entries))
         damaged = shelf.damaged(specs, trust)
         with _telling(group, told, stopping) as (tell, stop):
             if library is not None:
                 slots = tuple({slot.place.interface: None for slot in model.slots.values()})
-                library.start(Wanted(specs, slots, current_target(), allows), shelf, trust)
+                wanted = Wanted(specs, slots, current_target(), allows, frozenset() if makes else named)
+                library.start(wanted, shelf, trust)
                 stack.callback(library.close)
-                wait_for_library(library, shelf, trust, specs, tell, stop)
-            found = prepare(list(specs.values()), model.blueprints, home, tell, stop)
+                wait_for_library(library, shelf, trust, wanted, tell, stop, makes)
+            elif specs and not makes:
+                tell("this run has no bus, so that no library gives it kernels", 0, len(specs))
+            found: Prepared
+            if makes:
+                found = prepare(list(specs.values()), model.blueprints, home, tell, stop)
+            else:
+                found = on_shelf(specs, model.blueprints, shelf, trust)
             if stop():
                 raise ForgingStoppedError("stopped while kernels were made")
-        named = {k.kernel for e in entries if isinstance(e.event, KernelsArrived) for k in e.event.kernels}
-        others, lost = shelf.usable(named - specs.keys(), trust)
+        others, lost = shelf.usable(named - found.kernels.keys() - found.refused.keys(), trust)
         known = dict(found.kernels) | others
-        why_lost = {kernel: str(error) for kernel, error in lost.items()}
+        why_lost = {
+            kernel: str(error) if makes or isinstance(error, KernelError) else _NOT_YET
+            for kernel, error in lost.items()
+        }
         remade = {
             kernel: f"{model.blueprints[specs[kernel].blueprint].name}: {error}"
             for kernel, error in damaged.items()
@@ -123,35 +139,57 @@ def stocked(
         yield supply
 
 
+def _named(entries: Iterable[JournalEntry]) -> Iterator[str]:
+    """The kernels that a journal has."""
+    for entry in entries:
+        if isinstance(entry.event, KernelsArrived):
+            yield from (kernel.kernel for kernel in entry.event.kernels)
+
+
 def wait_for_library(
     library: LibraryLink,
     shelf: Shelf,
     trust: Trust,
-    specs: Mapping[str, KernelSpec],
+    wanted: Wanted,
     told: Told,
     stopping: Callable[[], bool],
+    makes: bool = True,
 ) -> None:
-    """Let the library's workers make what the shelf lacks, as long as they get on with it; where there are
-    none, nobody is waited for.
+    """Let the library's workers make what the shelf lacks, as long as they get on with it.
+
+    Args:
+        library: the way to it, started.
+        shelf: where kernels come to lie.
+        trust: whom we believe.
+        wanted: which ones.
+        told: is told how far it is.
+        stopping: whether to stop.
+        makes: whether they can be made here otherwise; then, where no forge works, nobody is waited for.
 
     Raises:
         ForgingStoppedError: it was told to stop.
     """
-    _, lacking = shelf.usable(specs, trust)
+    everything = wanted.specs.keys() | wanted.named
+    _, lacking = shelf.usable(everything, trust)
     lacking = {kernel: error for kernel, error in lacking.items() if not isinstance(error, KernelError)}
+    total, patience = len(everything), PATIENCE_SECONDS if makes else PATIENCE_ELSEWHERE_SECONDS
+    else_ = "kernels are made here" if makes else "the training begins, and takes kernels when they come"
     before, since = -1, time.monotonic()
     while lacking and (done := len(library.settled & lacking.keys())) < len(lacking):
         if not library.made():
-            told("no forge works for the library; kernels are made here", done, len(specs))
+            told(f"no forge works for the library; {else_}", done, total)
             return
         if done != before:
             before, since = done, time.monotonic()
-        if time.monotonic() - since > PATIENCE_SECONDS:
-            told("the library does not get on; kernels are made here", done, len(specs))
+        if time.monotonic() - since > patience:
+            told(f"the library does not get on; {else_}", done, total)
             return
         if stopping():
             raise ForgingStoppedError("stopped while kernels were made")
-        told("kernels are made and tested", len(specs) - len(lacking) + done, len(specs))
+        if makes or library.connected:
+            told("kernels are made and tested", total - len(lacking) + done, total)
+        else:
+            told("the library cannot be reached yet", total - len(lacking) + done, total)
         time.sleep(WAKE_SECONDS)
 
 

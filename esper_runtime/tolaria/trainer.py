@@ -65,6 +65,7 @@ class Trainer:
         commands: what people command, as it arrives; another thread may append to it.
         link: the way to a controller service, for manifests that place the controller there.
         library: the way to the machine's library of kernels, not started yet.
+        makes_kernels: False where they come from the library only.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Trainer:
         commands: Inbox | None = None,
         link: ControllerLink | None = None,
         library: LibraryLink | None = None,
+        makes_kernels: bool = True,
     ) -> None:
         self._run = run
         self._folder = Path(folder)
@@ -86,6 +88,7 @@ class Trainer:
         self._host, self._task, self._controller = host, task, controller
         self._directory = directory
         self._commands, self._link, self._library = commands, link, library
+        self._makes_kernels = makes_kernels
         self._loop: Loop | None = None
         self._stop: str | None = None
 
@@ -164,6 +167,7 @@ class Trainer:
             group=parts.group,
             selector=self._run.spec.growth.kernels,
             library=self._library,
+            makes=self._makes_kernels,
             allows=lambda blueprint: allowed_name(self._run.spec.growth.blueprints, blueprint.name),
         )
 

@@ -140,7 +140,7 @@ def test_what_a_run_wishes_for_is_made_by_others_and_lies_verified_on_its_shelf(
     with Forge(server, ring, sandbox, tmp_path / "made"):
         link.start(wanted, shelf, ring.trust)
         wait_for_library(
-            link, shelf, ring.trust, wanted.specs, lambda _, done, total: said.append((done, total)), bool
+            link, shelf, ring.trust, wanted, lambda _, done, total: said.append((done, total)), bool
         )
         link.close()
     found, refused = shelf.usable(wanted.specs, ring.trust)
@@ -231,7 +231,8 @@ def test_nobody_is_waited_for_where_no_forge_works_for_the_library(ring: KeyRing
     model, shelf = growable("mlp"), Shelf(ring.home)
     forges = [True, False]
     link, said = LibraryLink(nowhere, RunOnBus("local", "run"), lambda: forges.pop(0)), []
-    wait_for_library(link, shelf, ring.trust, wanted_kernels(model), lambda *told: said.append(told), bool)
+    wanted = Wanted(wanted_kernels(model), (), current_target(), bool)
+    wait_for_library(link, shelf, ring.trust, wanted, lambda *told: said.append(told), bool)
     assert forges == []
     assert said == [
         ("kernels are made and tested", 0, 1),

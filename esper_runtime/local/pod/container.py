@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from esper_runtime.artifact import HOME_VARIABLE, esper_home, guarded_folder, write_atomically
+from esper_runtime.artifact import HOME_VARIABLE, TrustList, esper_home, guarded_folder, write_atomically
 from esper_runtime.artifact.guarded import ALONE_VARIABLE
 from esper_runtime.artifact.trust import KEYS_FOLDER, TRUST_FILE
 from esper_runtime.contracts import InputError, Role
@@ -74,7 +74,8 @@ def worker_settled(role: Role, config: Path) -> None:
     """
     settle(config)
     prefix = f"{role.value}-"
-    if not any(path.name.startswith(prefix) for path in _mounted_keys(config)):
+    trusted = any(path.exists() for path in _places(config, TRUST_FILE))
+    if not trusted or not any(path.name.startswith(prefix) for path in _mounted_keys(config)):
         raise InputError(
             f"{config}: no private key {prefix}KEY.pem of {role.value} and its trust.json; the operator puts "
             f"both into the Secret esper-{role.value}, which is mounted there"
@@ -82,13 +83,13 @@ def worker_settled(role: Role, config: Path) -> None:
 
 
 def _copy_keys(config: Path) -> None:
-    """Private keys (0600) first, then whom to trust, which names them."""
+    """Private keys (0600) first, then whom to trust, which names them: what is mounted and nobody else."""
     home = guarded_folder(esper_home() / KEYS_FOLDER)
     for path in _mounted_keys(config):
         write_atomically(home / path.name, _read(path), 0o600)
     trusted = next((path for path in _places(config, TRUST_FILE) if path.exists()), None)
-    if trusted is not None:
-        write_atomically(home / TRUST_FILE, _read(trusted), 0o644)
+    believed = _read(trusted) if trusted is not None else TrustList().encoded()
+    write_atomically(home / TRUST_FILE, believed, 0o644)
 
 
 def _mounted_keys(config: Path) -> list[Path]:
