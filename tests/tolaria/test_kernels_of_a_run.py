@@ -13,10 +13,12 @@ from esper_runtime.blueprint import canonical_id, catalogue
 from esper_runtime.contracts import (
     Directive,
     Growth,
+    JournalEntry,
     KernelError,
     KernelReported,
     KernelsArrived,
     KernelsGone,
+    KernelSummary,
     Operation,
     Refused,
     SeedChanged,
@@ -30,7 +32,7 @@ from esper_runtime.nissa.kernels import kernels_of
 from esper_runtime.tolaria import Grower, Trainer
 from esper_runtime.tolaria.forging import ForgingStoppedError, prepare
 from esper_runtime.tolaria.replay import ReplayTrainer
-from esper_runtime.tolaria.stocking import wanted_kernels
+from esper_runtime.tolaria.stocking import stocked, wanted_kernels
 from esper_runtime.tolaria.supply import Offer, Supply
 from esper_runtime.tolaria.watching import ShelfWatch
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest
@@ -155,6 +157,35 @@ def test_waiting_for_another_run_can_be_stopped(own_home: Path) -> None:
 def growable() -> Growable:
     net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
     return wrap(net, torch.randn(2, 4), blueprints={"mlp": catalogue()["mlp"]})
+
+
+# Where the library makes them
+
+
+def test_a_run_that_makes_none_begins_without_them_and_journals_which_it_lacks(own_home: Path) -> None:
+    model, said, events = growable(), [], []
+    ((kernel, spec),) = wanted_kernels(model).items()
+    with stocked(model, makes=False, told=lambda *told: said.append(told)) as supply:
+        assert said == [("this run has no bus, so that no library gives it kernels", 0, 1)]
+        assert not supply.apply(0, model, events.append, lambda: 0, supply.arrived())
+        assert not model.stock.admitted
+    summary = KernelSummary(
+        kernel=kernel,
+        digest="0" * 64,
+        blueprint=spec.blueprint,
+        name="mlp",
+        interface=spec.interface,
+        pipeline=spec.pipeline,
+        trains=True,
+    )
+    arrived = KernelsArrived(kernels=(summary,), reason="validated before the run began")
+    before = JournalEntry(
+        sequence=0, time="2026-01-01T00:00:00Z", incarnation=0, step=0, event=arrived, previous="0" * 64
+    )
+    with stocked(model, [before.sealed()], makes=False) as supply:
+        supply.apply(0, model, events.append, lambda: 1, supply.arrived())
+    assert events == [KernelsGone(kernels={kernel: "the library has not given it yet"})]
+    assert not list((own_home / "keys").glob("*.pem"))
 
 
 # At boundaries
