@@ -1,6 +1,7 @@
 """Connecting to the bus, and publishing so that what was acknowledged is stored, once."""
 
 import asyncio
+import logging
 import random
 import secrets
 import ssl
@@ -27,6 +28,12 @@ RECONNECT_WAIT = (0.1, 0.25)
 
 ATTEMPT = 1.0
 """Seconds that one publication may take before it is tried again."""
+
+
+_HALF_CLOSED = "returning true from eof_received()"
+"""asyncio's warning about a server that closes a TLS connection: nats-py cannot avoid it, nor can anybody."""
+
+logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith(_HALF_CLOSED))
 
 
 class AccessRefusedError(BusError):

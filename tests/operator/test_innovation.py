@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from benchmarks.cluster_server import ClusterServer
-from esper_runtime.contracts import KernelsArrived, KernelState, Role, Started
+from esper_runtime.contracts import KernelsArrived, KernelState, Role, SeedChanged, Started
 from esper_runtime.kasmina import Shelf
 from esper_runtime.local import RunFolder
 from esper_runtime.nissa import read_journal
@@ -14,7 +14,9 @@ from tests.operator.pods import Pods
 
 SECONDS = 110.0
 MANIFEST = (
-    ("spec.training.steps", 60),
+    ("spec.training.steps", 300),
+    ("spec.training.validation.everySteps", 50),
+    ("spec.growth.controller.everySteps", 10),
     ("spec.growth.blueprints.include", ["mlp", "low-rank"]),
 )
 
@@ -44,13 +46,16 @@ async def _trained(server: ClusterServer, pods: Pods) -> None:
         assert kinds.index(Started.__name__) < kinds.index("KernelsArrived") < kinds.index("Validated")
         assert arrived[0].step == 0
         kernels = {kernel.kernel: kernel.digest for e in arrived for kernel in e.event.kernels}
+        planted = {e.event.kernel for e in entries if isinstance(e.event, SeedChanged)}
         records = office.records()
         assert kernels
+        assert planted
+        assert planted <= kernels.keys()
         assert {records[kernel].state for kernel in kernels} == {KernelState.VALIDATED}
         assert {kernel: records[kernel].digest for kernel in kernels} == kernels
 
         home = pods.home("train-1")
-        assert [path.name for path in (home / "keys").iterdir() if path.suffix != ".lock"] == ["trust.json"]
+        assert {path.name for path in (home / "keys").iterdir()} == {".lock", "trust.json"}
         usable, refused = Shelf(home).usable(kernels, trust_of(server))
         assert usable.keys() == kernels.keys(), refused
         assert not office.ignored
