@@ -1,10 +1,12 @@
 """From a run's wish to a seed in it, over a cluster's bus: real containers, and the operator's office."""
 
 import asyncio
+import signal
+import subprocess
 from pathlib import Path
 
 from benchmarks.cluster_server import ClusterServer
-from esper_runtime.contracts import KernelsArrived, KernelState, Role, SeedChanged, Started
+from esper_runtime.contracts import JournalEntry, KernelsArrived, KernelState, Role, SeedChanged
 from esper_runtime.kasmina import Shelf
 from esper_runtime.local import RunFolder
 from esper_runtime.nissa import read_journal
@@ -14,14 +16,14 @@ from tests.operator.pods import Pods
 
 SECONDS = 110.0
 MANIFEST = (
-    ("spec.training.steps", 300),
+    ("spec.training.steps", 600),
     ("spec.training.validation.everySteps", 50),
     ("spec.growth.controller.everySteps", 10),
     ("spec.growth.blueprints.include", ["mlp", "low-rank"]),
 )
 
 
-def test_a_pod_trains_with_kernels_that_the_release_has_made_and_signs_none(tmp_path: Path) -> None:
+def test_pods_train_with_kernels_that_the_release_has_made_and_sign_none(tmp_path: Path) -> None:
     with ClusterServer(tmp_path / "bus") as server, Pods(server, tmp_path) as pods:
         try:
             asyncio.run(_trained(server, pods))
@@ -32,31 +34,42 @@ def test_a_pod_trains_with_kernels_that_the_release_has_made_and_signs_none(tmp_
 async def _trained(server: ClusterServer, pods: Pods) -> None:
     async with an_office(server) as office:
         await until(lambda: office.ready, "the library")
-        config = pods.mounted("train", await pods.files_of(RUN, 1))
-        write(config, *MANIFEST, name="manifest.yaml")
-        training = pods.training(RUN, config)
+        first = await begin(pods, 1)
         await until(lambda: office.depths(), "work for the workers")
-        workers = [pods.worker(role, "--idle", "60") for role in (Role.TEZZERET, Role.URABRASK)]
-        await until(lambda: training.poll() is not None, "the end of the training", SECONDS)
-        assert training.returncode == 0
+        workers = [pods.worker(role) for role in (Role.TEZZERET, Role.URABRASK)]
+        await until(lambda: any(isinstance(e.event, SeedChanged) for e in entries(pods)), "a seed", SECONDS)
+        first.send_signal(signal.SIGTERM)  # its node is drained
+        await until(lambda: first.poll() == 75, "a checkpoint and the end")
+        second = await begin(pods, 2)  # on another node: its shelf is empty
+        await until(lambda: second.poll() == 0, "the end of the training", SECONDS)
         assert all(worker.poll() is None for worker in workers)
-        entries = read_journal(RunFolder(pods.place / "data" / "runs" / RUN.name).journal)
-        kinds = [entry.event.kind for entry in entries]
-        arrived = [entry for entry in entries if isinstance(entry.event, KernelsArrived)]
-        assert kinds.index(Started.__name__) < kinds.index("KernelsArrived") < kinds.index("Validated")
-        assert arrived[0].step == 0
-        kernels = {kernel.kernel: kernel.digest for e in arrived for kernel in e.event.kernels}
-        planted = {e.event.kernel for e in entries if isinstance(e.event, SeedChanged)}
-        records = office.records()
-        assert kernels
+
+        arrived = [entry for entry in entries(pods) if isinstance(entry.event, KernelsArrived)]
+        assert [entry.step for entry in arrived] == [0], "all were there before the first step, and stayed"
+        kernels = {kernel.kernel: kernel.digest for kernel in arrived[0].event.kernels}
+        kinds = [entry.event.kind for entry in entries(pods)]
+        assert "KernelsGone" not in kinds
+        assert kinds.count("Resumed") == 1
+        planted = {entry.event.kernel for entry in entries(pods) if isinstance(entry.event, SeedChanged)}
         assert planted
         assert planted <= kernels.keys()
+        records = office.records()
         assert {records[kernel].state for kernel in kernels} == {KernelState.VALIDATED}
         assert {kernel: records[kernel].digest for kernel in kernels} == kernels
-
-        home = pods.home("train-1")
-        assert {path.name for path in (home / "keys").iterdir()} == {".lock", "trust.json"}
-        usable, refused = Shelf(home).usable(kernels, trust_of(server))
-        assert usable.keys() == kernels.keys(), refused
         assert not office.ignored
         assert not office.ignored_of_runs
+        for home in (pods.home("train-1"), pods.home("train-2")):
+            assert {path.name for path in (home / "keys").iterdir()} == {".lock", "trust.json"}
+            usable, refused = Shelf(home).usable(kernels, trust_of(server))
+            assert usable.keys() == kernels.keys(), refused
+
+
+async def begin(pods: Pods, attempt: int) -> subprocess.Popen[bytes]:
+    config = pods.mounted(f"train-{attempt}", await pods.files_of(RUN, attempt))
+    write(config, *MANIFEST, name="manifest.yaml")
+    return pods.training(RUN, config, attempt)
+
+
+def entries(pods: Pods) -> list[JournalEntry]:
+    folder = RunFolder(pods.place / "data" / "runs" / RUN.name)
+    return list(read_journal(folder.journal)) if folder.started else []
