@@ -18,6 +18,7 @@ from esper_operator.names import (
     head_of,
     job_name,
     labels_of,
+    policy_name,
     secret_name,
 )
 from esper_operator.settings import Settings
@@ -114,13 +115,13 @@ def secret_of(run: Object, attempt: int, files: Mapping[str, str]) -> Object:
     }
 
 
-def network_policy_of(namespace: str, settings: Settings) -> Object:
-    """What the training pods of a namespace may reach: each other, DNS, the bus, and what is no pod."""
-    training = {"matchLabels": {"app.kubernetes.io/name": "esper", "app.kubernetes.io/component": "training"}}
+def network_policy_of(run: Object, settings: Settings) -> Object:
+    """What the pods of a run may reach: each other, DNS, the bus, and what is no pod."""
+    own = {"podSelector": {"matchLabels": {UID_LABEL: run["metadata"]["uid"]}}}
     bus = {"matchLabels": {"app.kubernetes.io/name": "esper", "app.kubernetes.io/component": "nats"}}
     release = {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}}
     egress: list[Object] = [
-        {"to": [{"podSelector": training}]},
+        {"to": [own]},
         {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
         {
             "to": [{"namespaceSelector": release, "podSelector": bus}],
@@ -129,20 +130,12 @@ def network_policy_of(namespace: str, settings: Settings) -> Object:
         {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(_PRIVATE)}}]},
     ]
     return {
-        "metadata": {
-            "name": "esper-training",
-            "namespace": namespace,
-            "labels": {
-                "app.kubernetes.io/name": "esper",
-                "app.kubernetes.io/component": "training",
-                "app.kubernetes.io/managed-by": "esper-operator",
-            },
-        },
+        "metadata": head_of(run, policy_name(run)),
         "spec": {
-            "podSelector": training,
+            **own,
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
-                {"from": [{"podSelector": training}]},
+                {"from": [own]},
                 {"ports": [{"port": METRICS_PORT, "protocol": "TCP"}]},
             ],
             "egress": egress,

@@ -46,6 +46,8 @@ class Leadership:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube, self._namespace, self._name, self._identity = kube, namespace, name, identity
+        self.owner: Object | None = None
+        """An owner reference for a Lease that has to be made, so that it goes with the release."""
         self._clock = clock
         self._lease: Object | None = None
         self._seen: tuple[str, float] = ("", 0.0)
@@ -117,7 +119,9 @@ class Leadership:
             "renewTime": moment,
         }
         if found is None:
-            head = {"name": self._name, "namespace": self._namespace}
+            head: Object = {"name": self._name, "namespace": self._namespace}
+            if self.owner is not None:
+                head["ownerReferences"] = [self.owner]
             first = spec | {"acquireTime": moment, "leaseTransitions": 0}
             return await self._kube.create(LEASE, {"metadata": head, "spec": first})
         held = found.get("spec") or {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import click
 
+from esper_operator.check import check_command
 from esper_operator.health import log_in_json
 from esper_operator.process import operate
 from esper_operator.settings import PREFIX, READERS, Settings
@@ -25,11 +26,24 @@ def main() -> None:
     command(prog_name="esper-operator")
 
 
-@click.command(help="Carry out the MorphogeneticRuns of a cluster. The chart of Esper sets all of it.")
-def command(**flags: str | None) -> None:
+@click.group(
+    invoke_without_command=True,
+    help="Carry out the MorphogeneticRuns of a cluster. The chart of Esper sets all of it.",
+)
+@click.pass_context
+def command(context: click.Context, **flags: str | None) -> None:
     """Run the operator until SIGTERM; exit code 2 for wrong settings, 1 when it cannot go on."""
     given = {PREFIX + name.upper(): text for name, text in flags.items() if text is not None}
-    sys.exit(run(dict(os.environ) | given))
+    environment = dict(os.environ) | given
+    if context.invoked_subcommand is None:
+        sys.exit(run(environment))
+    settings = _settings(environment)
+    if settings is None:
+        sys.exit(2)
+    context.obj = settings
+
+
+command.add_command(check_command)
 
 
 for _name in READERS:
@@ -44,13 +58,20 @@ for _name in READERS:
 
 def run(environment: Mapping[str, str]) -> int:
     """Run with settings from an environment; returns the exit code."""
-    try:
-        settings = Settings.from_environment(environment)
-    except InputError as error:
-        print(error, file=sys.stderr)
+    settings = _settings(environment)
+    if settings is None:
         return 2
     log_in_json(getattr(logging, settings.log_level.upper()))
     return asyncio.run(_until_told(settings))
+
+
+def _settings(environment: Mapping[str, str]) -> Settings | None:
+    """The settings; None where they are wrong, which is said."""
+    try:
+        return Settings.from_environment(environment)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 async def _until_told(settings: Settings) -> int:

@@ -104,6 +104,11 @@ def claim_name(run: str) -> str:
     return f"{run}-data"
 
 
+def policy_name(run: Object) -> str:
+    """Name of the NetworkPolicy of a run's pods."""
+    return f"esper-{run_word(run)}"
+
+
 def secret_name(run: Object, attempt: int) -> str:
     """Name of the Secret with an attempt's manifest and credentials."""
     return f"esper-{run['metadata']['name']}-{short_uid(run['metadata']['uid'])}-{attempt}"

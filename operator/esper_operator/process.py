@@ -251,8 +251,8 @@ async def operate(settings: Settings) -> None:
     try:
         await kube.list(RUN, settings.watch[0] if settings.watch else settings.namespace)
         ready.set()
+        lease.owner = owner = await _deployment(kube, settings)
         await lease.acquire()
-        owner = await _deployment(kube, settings)
         async with _credentials(kube, settings, owner) as credentials:
             operator = Operator(settings, kube, credentials, owner)
             operator.passes = passes

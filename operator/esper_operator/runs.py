@@ -1,6 +1,5 @@
 """The pass over one run: observe, plan, carry out, say. Killed anywhere, the next pass goes on from there."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -99,7 +98,6 @@ class Runs:
     ) -> None:
         self._kube, self._store, self._writer = kube, store, writer
         self._credentials, self._settings, self._clock = credentials, settings, clock
-        self._policies: set[str] = set()
         self._blocked: dict[RunKey, int] = {}
         self._asked: dict[RunKey, tuple[str, float, Trouble | None]] = {}
         self.lives: dict[RunKey, Live] = {}
@@ -219,7 +217,8 @@ class Runs:
         run, manifest = verified.run, verified.read.manifest
         assert manifest is not None
         head = run["metadata"]
-        await self._ensure_policy(key.namespace)
+        if self._settings.network_policies:
+            await self._create(key, NETWORK_POLICY, network_policy_of(run, self._settings), head["uid"])
         try:
             await self._credentials.prepare(key.namespace)
             files = await self._credentials.files(RunOnBus(key.namespace, key.name, head["uid"]), number)
@@ -253,7 +252,7 @@ class Runs:
         try:
             made = await self._kube.create(kind, body)
         except AlreadyThereError:
-            if kind is SECRET:
+            if kind in _NOT_WATCHED:
                 return  # of this very attempt, by its name; the operator may not read it
             found = await self._kube.get(kind, key.namespace, name)
             if found is None:
@@ -264,15 +263,8 @@ class Runs:
             return
         except RefusedError as error:
             raise _RefusalError(trouble_of_error(f"{kind.name} {name}", error)) from error
-        if kind is not SECRET:
+        if kind not in _NOT_WATCHED:
             self._store.put(kind, made, key)
-
-    async def _ensure_policy(self, namespace: str) -> None:
-        if not self._settings.network_policies or namespace in self._policies:
-            return
-        with contextlib.suppress(AlreadyThereError):
-            await self._kube.create(NETWORK_POLICY, network_policy_of(namespace, self._settings))
-        self._policies.add(namespace)
 
     async def _trouble(self, key: RunKey, view: _View) -> Trouble | None:
         """What keeps the run from moving, as far as it can be seen."""
@@ -353,6 +345,8 @@ class _RefusalError(Exception):
         self.trouble = trouble
 
 
+_NOT_WATCHED = (SECRET, NETWORK_POLICY)
+"""Kinds of children that are made and not looked at: their names hold the run's uid."""
 _NOT_ACCEPTED = ("NameTaken", "Refused")
 _LIVE_FIELDS = ("progress", "parameters", "seeds", "seedsSummary", "adaptations", "checkpoint")
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from helm_python import HelmError, lint
 
+from esper_operator.main import command
 from esper_operator.settings import Settings
 from esper_runtime.contracts import crd_documents
 from tests.chart.rendering import CHART, NAMESPACE, ROOT, Document, find, objects, pods, rendered, rules
@@ -229,3 +230,50 @@ def test_the_bus_waits_for_its_keys_and_keeps_its_data() -> None:
     operator = dict(pods(objects()))["esper-operator"]
     bus = next(v for v in operator["volumes"] if v["name"] == "bus")
     assert bus["secret"] == {"secretName": "esper-bus", "optional": True, "defaultMode": 0o440}
+
+
+@every
+def test_helm_test_leaves_nothing_and_its_account_goes_with_the_release(values: dict[str, Any]) -> None:
+    """Helm removes no hooks at an uninstallation, so only pods are hooks, and those go when they succeed."""
+    found = objects(values)
+    hooks = {
+        d["metadata"]["name"]: d for d in found if "helm.sh/hook" in d["metadata"].get("annotations", {})
+    }
+    assert set(hooks) == {"esper-test-operator", "esper-test-run"}
+    for name, document in hooks.items():
+        assert document["kind"] == "Pod"
+        notes = document["metadata"]["annotations"]
+        assert notes["helm.sh/hook"] == "test"
+        assert notes["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+        assert document["spec"]["restartPolicy"] == "Never", name
+    account = hooks["esper-test-operator"]["spec"]["serviceAccountName"]
+    operator = dict(pods(found))["esper-operator"]
+    assert account == operator["serviceAccountName"], "it asks about the operator's own rights"
+    assert hooks["esper-test-run"]["spec"]["serviceAccountName"] == "esper-test"
+
+
+def test_the_account_of_helm_test_may_make_a_run_in_one_watched_namespace_and_no_more() -> None:
+    for values, namespace in ((VALUE_SETS["default"], NAMESPACE), (VALUE_SETS["namespaced"], "team-a")):
+        found = objects(values)
+        role = find(found, "Role", "esper-test")
+        assert role["metadata"]["namespace"] == namespace
+        assert {resource for rule in role["rules"] for resource in rule["resources"]} == {
+            "morphogeneticruns",
+            "events",
+        }
+        bindings = [
+            d["metadata"]["name"]
+            for d in found
+            if d["kind"].endswith("Binding") and d["subjects"][0]["name"] == "esper-test"
+        ]
+        assert bindings == ["esper-test"]
+        (container,) = dict(pods(found))["esper-test-run"]["containers"]
+        assert container["command"][-1] == namespace
+
+
+def test_commands_of_the_test_pods_are_the_operators() -> None:
+    found = dict(pods(objects()))
+    for name in ("esper-test-operator", "esper-test-run"):
+        (container,) = found[name]["containers"]
+        group, *words = container["command"][1:]
+        assert command.commands[group].make_context(group, list(words), obj=Settings()).params["parts"]

@@ -90,7 +90,7 @@ def test_every_child_is_valid(version: str, spec: dict[str, Any]) -> None:
         (SERVICE, service_of(run)),
         (CLAIM, claim_of(run, parsed(run), SETTINGS)),
         (SECRET, secret_of(run, 3, {"bus.json": "{}"})),
-        (NETWORK_POLICY, network_policy_of("team", SETTINGS)),
+        (NETWORK_POLICY, network_policy_of(run, SETTINGS)),
     ]
     for kind, body in children:
         kubernetes_validate.validate(
@@ -197,12 +197,26 @@ def test_a_claim_is_made_unless_everything_goes_elsewhere(
     assert ("persistentVolumeClaim" in data) is needed
 
 
+def test_pods_of_one_run_reach_each_other_and_no_pod_of_another_run() -> None:
+    run = resource()
+    body = network_policy_of(run, SETTINGS)
+    own = {"podSelector": {"matchLabels": {"esper.dev/run-uid": run["metadata"]["uid"]}}}
+    assert body["spec"]["podSelector"] == own["podSelector"]
+    labels = job()["spec"]["template"]["metadata"]["labels"]
+    assert own["podSelector"]["matchLabels"].items() <= labels.items()
+    assert body["spec"]["ingress"][0] == {"from": [own]}
+    assert body["spec"]["egress"][0] == {"to": [own]}
+    others = [peer for rule in body["spec"]["egress"] for peer in rule.get("to", ()) if peer != own]
+    assert all("namespaceSelector" in peer or "except" in peer["ipBlock"] for peer in others)
+
+
 def test_owned_by_the_run_and_never_blocking_its_deletion() -> None:
     for body in (
         job(),
         service_of(resource()),
         claim_of(resource(), parsed(resource()), SETTINGS),
         secret_of(resource(), 1, {}),
+        network_policy_of(resource(), SETTINGS),
     ):
         owner = body["metadata"]["ownerReferences"][0]
         assert owner["uid"] == resource()["metadata"]["uid"]

@@ -16,7 +16,7 @@ from esper_operator.writer import StatusWriter
 from tests.operator.memory import Cluster, Killed
 
 KEY = RunKey("team", "small")
-SETTINGS = Settings()
+SETTINGS = Settings(network_policies=True)
 WATCHED: dict[str, Kind] = {kind.name: kind for kind in (RUN, JOB, POD, SERVICE, CLAIM)}
 
 SPEC: dict[str, Any] = {

@@ -77,34 +77,3 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 {{- $kind -}}
 {{- end }}
-
-{{/* The operator's rights where runs are. On Secrets it may create and nothing else: what may patch one may read it. */}}
-{{- define "esper.rules.runs" -}}
-- apiGroups: [esper.dev]
-  resources: [morphogeneticruns]
-  verbs: [get, list, watch, patch, delete]
-- apiGroups: [esper.dev]
-  resources: [morphogeneticruns/status, blueprints/status, compiledkernels/status]
-  verbs: [get, patch]
-- apiGroups: [esper.dev]
-  resources: [blueprints, compiledkernels]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [batch]
-  resources: [jobs]
-  verbs: [get, list, watch, create, delete]
-- apiGroups: [""]
-  resources: [pods]
-  verbs: [get, list, watch]
-- apiGroups: [""]
-  resources: [services, persistentvolumeclaims]
-  verbs: [get, list, watch, create]
-- apiGroups: [""]
-  resources: [secrets]
-  verbs: [create]
-- apiGroups: [networking.k8s.io]
-  resources: [networkpolicies]
-  verbs: [get, list, watch, create]
-- apiGroups: ["", events.k8s.io]
-  resources: [events]
-  verbs: [get, list, create, patch]
-{{- end }}

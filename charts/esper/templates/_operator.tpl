@@ -33,3 +33,30 @@
 - name: scratch
   emptyDir: {sizeLimit: 64Mi}
 {{- end }}
+
+{{/* What the pods of `helm test` have in common with the operator's. */}}
+{{- define "esper.testPod" -}}
+enableServiceLinks: false
+terminationGracePeriodSeconds: 10
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext: {{- include "esper.podSecurity" . | nindent 2 }}
+{{- end }}
+
+{{- define "esper.testContainer" -}}
+image: {{ include "esper.image" (dict "root" $ "image" .Values.image.operator) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+resources:
+  requests: {cpu: 50m, memory: 96Mi}
+  limits: {memory: 512Mi}
+securityContext: {{- include "esper.containerSecurity" . | nindent 2 }}
+{{- end }}
