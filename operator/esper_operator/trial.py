@@ -155,8 +155,8 @@ async def _why(kube: Kube, run: Object, what: str, release: str) -> str:
     head, status = run["metadata"], run.get("status") or {}
     if not status:
         return (
-            f"run {head['namespace']}/{NAME}: {what}, and nobody has looked at it: the operator does not run, "
-            f"or watch.namespaces lacks {head['namespace']}; see `kubectl -n {release} logs "
+            f"run {head['namespace']}/{NAME}: {what}, and nobody has looked at it: the operator does not "
+            f"run, or watch.namespaces lacks {head['namespace']}; see `kubectl -n {release} logs "
             "deployment/esper-operator`"
         )
     said = [

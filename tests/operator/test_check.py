@@ -49,7 +49,7 @@ def test_a_message_goes_over_the_bus_and_back_and_leaves_nothing(tmp_path: Path)
 def tried(
     answer: Callable[[Cluster], None], monkeypatch: pytest.MonkeyPatch, seconds: float = 5.0
 ) -> tuple[list[str], Cluster, str]:
-    """A run that is tried while ``answer`` does the operator's part, once; lines, cluster, and the verdict."""
+    """A run is tried while ``answer`` does the operator's part, once; lines, cluster, and the verdict."""
     monkeypatch.setattr(trial, "_LOOK", 0.02)
     cluster, lines = Cluster(), list[str]()
 

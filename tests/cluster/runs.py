@@ -1,0 +1,87 @@
+"""The runs of these tests, as a person applies them."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.cluster import RUNS, Object
+
+STEPS = 6000
+BATCH = 100
+STEPS_OF_AN_EPOCH = 40
+"""MNIST-1D has 4,000 examples to train on."""
+
+_SLOW = "/opt/slow"
+
+
+def run(name: str, **spec: Any) -> Object:
+    """A run."""
+    return {
+        "apiVersion": "esper.dev/v1alpha1",
+        "kind": "MorphogeneticRun",
+        "metadata": {"name": name, "namespace": RUNS},
+        "spec": spec,
+    }
+
+
+def growing(name: str, steps: int = STEPS, **spec: Any) -> Object:
+    """A small convolutional network that grows, validated often, so that two of them can be compared."""
+    made = {
+        "host": {"builtin": "cnn1d", "args": {"channels": [8, 8, 8], "norm": "batch"}},
+        "task": {"builtin": "mnist1d"},
+        "training": {
+            "steps": steps,
+            "batchSize": BATCH,
+            "optimizer": {"learningRate": 0.01},
+            "schedule": {"name": "Cosine"},
+            "validation": {"everySteps": 50},
+        },
+        "growth": {"controller": {"kind": "Heuristic"}},
+        "checkpoint": {"everySteps": 400},
+    }
+    return run(name, **made | spec)
+
+
+def slow_storage() -> list[Object]:
+    """ConfigMaps with a storage that takes long for each file, as a package that Python finds."""
+    code = (Path(__file__).parent / "slow_storage.py").read_text()
+    about = "Metadata-Version: 2.1\nName: slow-storage\nVersion: 1\n"
+    entry = "[fsspec.specs]\nslow = slow_storage:SlowFileSystem\n"
+    texts = {
+        "slow-storage": {"slow_storage.py": code},
+        "slow-storage-info": {"METADATA": about, "entry_points.txt": entry},
+    }
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": RUNS}, "data": data}
+        for name, data in texts.items()
+    ]
+
+
+def with_slow_storage(name: str, seconds_of_a_file: float, **spec: Any) -> Object:
+    """`growing`, with checkpoints in that storage: five files each, the last of them says that it is whole."""
+    return growing(
+        name,
+        steps=3000,
+        checkpoint={"uri": f"slow://{name}", "everySteps": 3000, "graceSeconds": 120},
+        template=slow_template(seconds_of_a_file),
+        **spec,
+    )
+
+
+def slow_template(seconds_of_a_file: float) -> Object:
+    """Pods that find the storage."""
+    return {
+        "volumes": [
+            {"name": "code", "mountPath": f"{_SLOW}/code", "configMap": "slow-storage", "readOnly": True},
+            {
+                "name": "info",
+                "mountPath": f"{_SLOW}/info/slow_storage-1.dist-info",
+                "configMap": "slow-storage-info",
+                "readOnly": True,
+            },
+        ],
+        "env": [
+            {"name": "PYTHONPATH", "value": f"{_SLOW}/code:{_SLOW}/info"},
+            {"name": "SLOW_FOLDER", "value": "/var/esper/slow"},
+            {"name": "SLOW_SECONDS", "value": str(seconds_of_a_file)},
+        ],
+    }
