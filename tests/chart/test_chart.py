@@ -277,3 +277,17 @@ def test_commands_of_the_test_pods_are_the_operators() -> None:
         (container,) = found[name]["containers"]
         group, *words = container["command"][1:]
         assert command.commands[group].make_context(group, list(words), obj=Settings()).params["parts"]
+
+
+@every
+def test_the_notes_list_what_stays_and_only_what_there_is(values: dict[str, Any]) -> None:
+    found = objects(values)
+    notes = rendered(values)["esper/templates/NOTES.txt"]
+    left = notes[notes.index("leaves exactly this") :]
+    bus = [d for d in found if d["kind"] == "StatefulSet"]
+    assert ("claims of the bus" in left) == any("volumeClaimTemplates" in d["spec"] for d in bus)
+    kept = [d for d in found if d["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"]
+    assert {d["kind"] for d in kept} <= {"CustomResourceDefinition"}
+    assert ("the definitions" in left) == bool(kept)
+    for hook in (d for d in found if "helm.sh/hook" in d["metadata"].get("annotations", {})):
+        assert hook["metadata"]["name"] in left

@@ -1,4 +1,4 @@
-"""The real cluster of these tests: kubectl with a context that was named, waiting with a limit, Helm's engine."""
+"""The cluster of these tests: kubectl with a context that was named, waiting with a limit, Helm's engine."""
 
 import json
 import os
@@ -133,7 +133,7 @@ class Cluster:
         )
         return json.loads(text) if text.strip() else None
 
-    def list(self, kind: str, namespace: str = RUNS, labels: str = "") -> list[Object]:
+    def items(self, kind: str, namespace: str = RUNS, labels: str = "") -> list[Object]:
         """The objects of a kind in a namespace."""
         words = ["get", kind, f"--namespace={namespace}", "--output=json"]
         found: Object = json.loads(self.kubectl(*words, *([f"--selector={labels}"] if labels else [])))
@@ -156,7 +156,7 @@ class Cluster:
         def living() -> str | None:
             names = [
                 item["metadata"]["name"]
-                for item in self.list("pods", namespace, labels)
+                for item in self.items("pods", namespace, labels)
                 if item["metadata"].get("deletionTimestamp") is None
                 and item["status"]["phase"] in ("Pending", "Running")
             ]
@@ -232,7 +232,7 @@ class Cluster:
         """Pods of a run that have not ended."""
         return [
             item["metadata"]["name"]
-            for item in self.list("pods", RUNS, f"esper.dev/run={run}")
+            for item in self.items("pods", RUNS, f"esper.dev/run={run}")
             if item["status"].get("phase") in ("Pending", "Running", "Unknown")
         ]
 

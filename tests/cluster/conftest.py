@@ -14,7 +14,7 @@ from tests.cluster.runs import growing
 
 REMEDY = (
     "needs a real cluster with pods: set ESPER_TEST_CONTEXT to the name of a context of your kubeconfig, and "
-    "ESPER_TEST_REGISTRY to where its nodes find esper/operator and esper/runtime (docs/kubernetes.md says more)"
+    "ESPER_TEST_REGISTRY to where its nodes find esper/operator and esper/runtime (docs/kubernetes.md: Tests)"
 )
 DEADLINE = 600.0
 """Seconds that a test may take which says nothing of its own."""

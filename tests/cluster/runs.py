@@ -57,7 +57,7 @@ def slow_storage() -> list[Object]:
 
 
 def with_slow_storage(name: str, seconds_of_a_file: float, **spec: Any) -> Object:
-    """`growing`, with checkpoints in that storage: five files each, the last of them says that it is whole."""
+    """`growing`, with checkpoints in that storage: five files each, the last says that it is whole."""
     return growing(
         name,
         steps=3000,

@@ -1,7 +1,6 @@
 """A storage that a run may name as ``slow://...``: a folder to which each file takes long to be written.
 
-It is no part of Esper: the suite puts it into the pods by a ConfigMap, as anybody may add a file system of their
-own to fsspec.
+It is no part of Esper: the suite puts it into the pods by ConfigMaps, as anybody may add a storage to fsspec.
 """
 
 import os

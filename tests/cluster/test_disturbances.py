@@ -1,4 +1,4 @@
-"""Pods that are killed and nodes that are drained: the same weights as undisturbed, nothing doubled or lost."""
+"""Pods killed, a node drained: the same weights as undisturbed, nothing doubled or lost."""
 
 import random
 import time
@@ -56,7 +56,7 @@ def test_a_trainer_that_is_killed_comes_to_the_same_weights(
 
 def running_operator(cluster: Cluster) -> bool:
     """Whether there is an operator whose container runs."""
-    pods = cluster.list("pods", SYSTEM, OPERATOR)
+    pods = cluster.items("pods", SYSTEM, OPERATOR)
     return any(
         pod["metadata"].get("deletionTimestamp") is None
         and any("running" in item["state"] for item in pod["status"].get("containerStatuses") or ())
@@ -182,7 +182,7 @@ def test_two_trainers_of_one_run_would_be_seen(cluster: Cluster) -> None:
     """The watch that the tests above rely on knows of every pod that the API server knows of."""
     there = {
         pod["metadata"]["name"]
-        for pod in cluster.list("pods", SYSTEM, "app.kubernetes.io/name=esper")
+        for pod in cluster.items("pods", SYSTEM, "app.kubernetes.io/name=esper")
         if pod["status"]["phase"] == "Running"
     }
     known = cluster.until(

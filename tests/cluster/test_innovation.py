@@ -1,4 +1,4 @@
-"""A blueprint that a person applies is forged and validated by workers, which come when there is work and go."""
+"""A blueprint that a person applies is forged and validated by workers, which come for it and go."""
 
 import copy
 
@@ -16,6 +16,7 @@ GATED: Object = {
     "metadata": {"name": "gated", "namespace": RUNS},
     "spec": {
         "graph": {
+            "name": "gated",
             "interface": "features",
             "nodes": [
                 {"id": "value", "op": "linear", "inputs": ["input"], "attributes": {"width": "Cin/2"}},
@@ -52,7 +53,7 @@ def test_a_blueprint_that_is_applied_by_hand_is_validated_and_its_workers_go(clu
     assert status["kernels"].get("Validated", 0) >= 1
     kernels = [
         kernel
-        for kernel in cluster.list("compiledkernels", SYSTEM)
+        for kernel in cluster.items("compiledkernels", SYSTEM)
         if kernel["spec"]["blueprint"] == status["id"] and kernel["status"]["phase"] == "Validated"
     ]
     assert kernels, "and its kernel is shown"
@@ -61,7 +62,7 @@ def test_a_blueprint_that_is_applied_by_hand_is_validated_and_its_workers_go(clu
 
     def idle() -> bool:
         labels = f"app.kubernetes.io/component in ({','.join(WORKERS)})"
-        return cluster.list("jobs", SYSTEM, labels) == []
+        return cluster.items("jobs", SYSTEM, labels) == []
 
     cluster.until(idle, "the workers' Jobs are gone", 300)
     cluster.note("blueprint by hand", f"Validated, kernels {status['kernels']}")

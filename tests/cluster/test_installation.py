@@ -14,7 +14,7 @@ def test_an_installation_is_ready_and_restarts_nothing(cluster: Cluster) -> None
         workload = cluster.get(kind, name, SYSTEM)
         assert workload is not None
         assert workload["status"]["readyReplicas"] == workload["spec"]["replicas"]
-    pods = cluster.list("pods", SYSTEM, "app.kubernetes.io/name=esper")
+    pods = cluster.items("pods", SYSTEM, "app.kubernetes.io/name=esper")
     components = [pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods]
     assert {"operator", "nats"} <= set(components)
     restarts = [item["restartCount"] for pod in pods for item in pod["status"]["containerStatuses"]]
@@ -38,13 +38,13 @@ def test_helm_test_finds_rights_bus_and_a_run_in_order_and_leaves_nothing(cluste
     cluster.note("helm test", lines[-1])
     assert cluster.get("morphogeneticruns", "esper-test", SYSTEM) is None
     labels = "app.kubernetes.io/component=test"
-    cluster.until(lambda: cluster.list("pods", SYSTEM, labels) == [], "the test pods are gone", 60)
+    cluster.until(lambda: cluster.items("pods", SYSTEM, labels) == [], "the test pods are gone", 60)
     for kind in ("jobs", "services", "persistentvolumeclaims", "secrets", "networkpolicies"):
         cluster.until(
             lambda kind=kind: (
                 not [
                     item
-                    for item in cluster.list(kind, SYSTEM, "esper.dev/run=esper-test")
+                    for item in cluster.items(kind, SYSTEM, "esper.dev/run=esper-test")
                     if item["metadata"].get("deletionTimestamp") is None
                 ]
             ),

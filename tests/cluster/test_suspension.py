@@ -138,7 +138,7 @@ class Queue:
 
     def jobs(self) -> list[Object]:
         """Jobs of the queue that are not being deleted."""
-        found = self._cluster.list("jobs", RUNS, f"{QUEUE}={self._queue}")
+        found = self._cluster.items("jobs", RUNS, f"{QUEUE}={self._queue}")
         return [job for job in found if job["metadata"].get("deletionTimestamp") is None]
 
     def preempt(self) -> None:
