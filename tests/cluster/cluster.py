@@ -303,6 +303,7 @@ _PASSING = (
     "events.events.k8s.io",
     "componentstatuses",
     "nodes",
+    "apiservices.apiregistration.k8s.io",
     "endpoints",
     "endpointslices.discovery.k8s.io",
     "ipaddresses.networking.k8s.io",
