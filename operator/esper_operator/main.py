@@ -31,7 +31,7 @@ def main() -> None:
     help="Carry out the MorphogeneticRuns of a cluster. The chart of Esper sets all of it.",
 )
 @click.pass_context
-def command(context: click.Context, **flags: str | None) -> None:
+def command(context: click.Context, /, **flags: str | None) -> None:
     """Run the operator until SIGTERM; exit code 2 for wrong settings, 1 when it cannot go on."""
     given = {PREFIX + name.upper(): text for name, text in flags.items() if text is not None}
     environment = dict(os.environ) | given
