@@ -20,6 +20,7 @@ from esper_runtime.planning.attempt import (
 )
 from esper_runtime.planning.blueprints import (
     DELETED,
+    BlueprintAction,
     BlueprintPlan,
     BlueprintSeen,
     Enter,
@@ -97,6 +98,7 @@ __all__ = [
     "Action",
     "AlreadyComplete",
     "Attempt",
+    "BlueprintAction",
     "BlueprintPlan",
     "BlueprintSeen",
     "Compile",

@@ -37,9 +37,10 @@ SOUND = frozenset({KernelState.VALIDATED, KernelState.SUPERSEDED})
 
 
 class LibraryState(StrEnum):
-    """Whether the library can be asked."""
+    """Whether the library can be asked. Unasked: it does not answer, and that is too new to be told."""
 
     NONE = "None"
+    UNASKED = "Unasked"
     AWAY = "Away"
     THERE = "There"
 
@@ -149,7 +150,7 @@ def plan_blueprint(
     found: dict[str, Verdict] = {BlueprintCondition.ACCEPTED: _accepted(seen)}
     counts = dict(before.kernels)
     summary, score = before.kernels_summary, before.score
-    if seen.graph is not None:
+    if seen.graph is not None and library.state is not LibraryState.UNASKED:
         found[BlueprintCondition.ENTERED] = _entered(seen, library)
         found[BlueprintCondition.SERVED] = _served(seen, kernels, places)
     if there and seen.graph is not None:

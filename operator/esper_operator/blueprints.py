@@ -33,6 +33,7 @@ from esper_runtime.contracts import (
 from esper_runtime.contracts.resources import BlueprintStatus
 from esper_runtime.planning import (
     DELETED,
+    BlueprintAction,
     BlueprintPlan,
     BlueprintSeen,
     Enter,
@@ -43,8 +44,12 @@ from esper_runtime.planning import (
     plan_blueprint,
 )
 
-ROUNDS = 3
-"""How often one pass observes again after it has done something."""
+LOOK_AGAIN = 5.0
+"""Seconds until the library is asked again whether it has taken in what was said."""
+AWAY_SECONDS = 10.0
+"""A library that does not answer for so long is said to be away."""
+WISH_SECONDS = 30.0
+"""A wish that was made is not made again so soon, though it is not seen yet."""
 _ORIGIN = 128
 """Characters of an entry's origin at most."""
 _SYSTEM = frozenset(origin.value for origin in Origin if origin is not Origin.USER)
@@ -100,6 +105,8 @@ class Blueprints:
         self._office, self._places, self._watched, self._clock = office, places, watched, clock
         self._departed: dict[BlueprintKey, list[_Departed]] = {}
         self._told: dict[BlueprintKey, object] = {}
+        self._away_since: float | None = None
+        self._wished: dict[str, tuple[str | None, float]] = {}
         self._index: tuple[object, dict[str, list[KernelRecord]]] = (None, {})
 
     def stale(self) -> list[BlueprintKey]:
@@ -168,18 +175,19 @@ class Blueprints:
             return None
         read = read_blueprint(body)
         plan = self._plan(body, read)
-        rounds, failed = 0, False
-        while plan.actions and rounds < ROUNDS and not failed:
-            rounds += 1
+        done: tuple[BlueprintAction, ...] = ()
+        while plan.actions and plan.actions != done:  # what was done may not be seen at once
+            done = plan.actions
             try:
                 await self._carry_out(key, read, plan)
             except BusError as error:
                 _log.warning("%s: the library does not take it for now: %s", key, error)
-                failed = True
             plan = self._plan(body, read)
         self._told[key] = self._signature(body, self._places())
         self._say(key, body, plan.status)
-        return 5.0 if plan.actions else None
+        if self.facts(read.id).state is LibraryState.UNASKED:
+            return AWAY_SECONDS
+        return LOOK_AGAIN if plan.actions else None
 
     def _plan(self, body: Object, read: Read) -> BlueprintPlan:
         return plan_blueprint(blueprint_seen(body, read), self.facts(read.id), self._places(), self._clock())
@@ -190,7 +198,11 @@ class Blueprints:
         if office is None:
             return LibraryFacts(LibraryState.NONE)
         if not office.ready:
-            return LibraryFacts(LibraryState.AWAY, office.incarnation)
+            now = self._clock()
+            self._away_since = now if self._away_since is None else self._away_since
+            away = now - self._away_since >= AWAY_SECONDS
+            return LibraryFacts(LibraryState.AWAY if away else LibraryState.UNASKED, office.incarnation)
+        self._away_since = None
         records = office.records()
         if self._index[0] is not records:
             by_blueprint: dict[str, list[KernelRecord]] = {}
@@ -206,13 +218,19 @@ class Blueprints:
         assert self._office is not None
         assert read.graph is not None
         for action in plan.actions:
-            _log.info("%s: %s", key, action)
             match action:
                 case Enter(reinstate=reinstate):
+                    _log.info("%s: entered in the library as %s", key, read.id)
                     origin = f"{key.namespace}/{key.name}"[:_ORIGIN]
                     await self._office.enter(read.graph, origin, reinstate=reinstate)
                 case Wish(spec):
-                    await self._office.wish(spec)
+                    kernel, library = spec.kernel_id, self._office.incarnation
+                    said = self._wished.get(kernel)
+                    if said is not None and said[0] == library and self._clock() - said[1] < WISH_SECONDS:
+                        continue
+                    if await self._office.wish(spec):
+                        _log.info("%s: kernel %s is wished for", key, kernel)
+                    self._wished[kernel] = library, self._clock()
 
     async def _archive_departed(self, key: BlueprintKey) -> None:
         for gone in list(self._departed.get(key, ())):

@@ -76,11 +76,11 @@ class Workers:
             await self._list()
             plan = self._plan()
         for action in plan.actions:
-            _log.info("%s", action)
             match action:
                 case CreateWorker():
                     await self._create(action)
                 case DeleteWorker(name, uid):
+                    _log.info("the Job %s has ended and is removed", name)
                     await self._delete(name, uid)
         made = any(isinstance(action, CreateWorker) for action in plan.actions)
         return 1.0 if made else plan.look_again
@@ -165,6 +165,7 @@ class Workers:
         pool = self._pools[action.pool]
         shape = next(seen.shape for seen in self._seen if seen.name == pool.name)
         body = worker_job(action, pool, shape, self._settings, self._owner)
+        _log.info("the Job %s is made", body["metadata"]["name"])
         try:
             made = await self._kube.create(JOB, body)
         except AlreadyThereError:

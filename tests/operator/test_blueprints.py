@@ -154,6 +154,11 @@ def test_while_the_library_is_away_the_status_says_so_and_stays_and_a_deletion_i
     world = applied()
     world.apply(blueprint("other", catalogue()["mlp-4"]))
     world.library.ready = False
+    world.cluster.calls.clear()
+    world.look()
+    assert [call for call in world.cluster.calls if call.kind == "Blueprint" and call.name == "mine"] == []
+    world.now += 10
+    world.relist()
     world.look()
     assert world.status()["phase"] == "Validated"
     assert (world.condition("Entered")["status"], world.condition("Entered")["reason"]) == (
