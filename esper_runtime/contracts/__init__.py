@@ -34,6 +34,7 @@ from esper_runtime.contracts.bus import (
     check_subject_word,
     event_bytes,
     forge_subject,
+    may_be_named,
     name_on_bus,
     new_traceparent,
     run_of_subject,
@@ -158,6 +159,8 @@ from esper_runtime.contracts.lifecycle import (
 )
 from esper_runtime.contracts.manifest import (
     API_VERSION,
+    BUILTIN_HOSTS,
+    BUILTIN_TASKS,
     KIND,
     KUBERNETES_ONLY,
     Checkpointing,
@@ -199,6 +202,8 @@ from esper_runtime.contracts.steering import STEERING_TYPE, WITH_SLOT, Steer, St
 
 __all__ = [
     "API_VERSION",
+    "BUILTIN_HOSTS",
+    "BUILTIN_TASKS",
     "CONTRIBUTING",
     "GENESIS",
     "GONE",
@@ -367,6 +372,7 @@ __all__ = [
     "forge_subject",
     "load_run",
     "manifest_reference",
+    "may_be_named",
     "name_on_bus",
     "nearest",
     "new_traceparent",

@@ -91,6 +91,11 @@ def name_on_bus(run: str, uid: str) -> str:
     return check_subject_word(f"{run}-{uid[:8]}", "run")
 
 
+def may_be_named(run: str, word: str) -> bool:
+    """Whether a run may be called so in subjects: by its name, on a cluster with 8 digits of its uid."""
+    return word == run or re.fullmatch(rf"{re.escape(run)}-[0-9a-f]{{8}}", word) is not None
+
+
 @dataclass(frozen=True)
 class RunOnBus:
     """Where a run is on the bus: on one machine its name in `LOCAL_NAMESPACE`, in a pod as that says.

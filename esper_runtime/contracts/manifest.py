@@ -12,6 +12,9 @@ from esper_runtime.contracts.pods import Deadlines, DnsLabel, PodTemplate, Retry
 API_VERSION = "esper.dev/v1alpha1"
 KIND = "MorphogeneticRun"
 
+BUILTIN_HOSTS = ("mlp", "cnn1d", "cnn2d", "transformer", "huggingface")
+BUILTIN_TASKS = ("mnist1d", "digits", "fashion-mnist", "text", "tokens", "arrays")
+
 Name = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40),
@@ -245,8 +248,12 @@ class Output(ContractModel):
 class RunBudget(ContractModel):
     """The run stops with a checkpoint, as interrupted, when one of these is used up."""
 
-    wall_seconds: float | None = Field(default=None, gt=0, description="Of this process.")
-    device_seconds: float | None = Field(default=None, gt=0, description="CPU seconds of this process.")
+    wall_seconds: float | None = Field(
+        default=None, gt=0, description="Of training, all starts of the run together."
+    )
+    device_seconds: float | None = Field(
+        default=None, gt=0, description="CPU seconds of one rank, all starts of the run together."
+    )
 
 
 class RunSpec(ContractModel):

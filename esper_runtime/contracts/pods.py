@@ -176,12 +176,12 @@ class PodTemplate(ContractModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.volumes) || self.volumes.all(v, self.volumes.exists_one(o, o.name == v.name))",
-            "two volumes have the same name",
+            "two volumes have the same name; give each its own",
         ),
         Rule(
             "!has(self.volumes) || "
             "self.volumes.all(v, self.volumes.exists_one(o, o.mountPath == v.mountPath))",
-            "two volumes have the same mountPath",
+            "two volumes have the same mountPath; give each its own",
         ),
     )
 
@@ -239,13 +239,16 @@ class Deadlines(ContractModel):
     )
 
 
+_LIMIT = (
+    "Pods of an attempt that may fail; one more, and the run fails. Kubernetes waits 10 seconds before the "
+    "first new pod, doubled each time, at most 6 minutes."
+)
+
+
 class Retry(ContractModel):
     """What happens after failures. Evictions, drains and exits that say 'resume me' use up no retry."""
 
-    limit: int = Field(default=3, ge=0, le=100, description="Failures without a new checkpoint between them.")
+    limit: int = Field(default=3, ge=0, le=100, description=_LIMIT)
     restarts: int = Field(
         default=1000, ge=1, le=100_000, description="New starts of any kind; past them the run fails."
-    )
-    backoff_seconds: int = Field(
-        default=10, ge=1, le=3600, description="Before the first retry; doubled each time, at most 6 minutes."
     )

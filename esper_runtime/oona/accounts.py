@@ -17,7 +17,7 @@ from esper_runtime.oona.roles import BusRole
 from esper_runtime.oona.walls import ROLES, Passage, of_core, of_library, of_role, of_run
 
 _MASTER = "master.key"
-_RUN = "run/"
+_RUN, _NAMESPACE = "run/", "namespace/"
 _FOR_GOOD = 2**33
 """A user is revoked up to this date (Unix time; in the year 2242), whenever its JWT was issued."""
 _NO_LIMIT = -1
@@ -231,9 +231,22 @@ class BusKeys:
         return Credentials(token, key).text()
 
 
-def is_of_run(token: str) -> bool:
-    """Whether an account's JWT is that of a run."""
-    return str(claims(token).get("name", "")).startswith(_RUN)
+def account_name(token: str) -> str:
+    """What an account's JWT calls it."""
+    return str(claims(token).get("name", ""))
+
+
+def run_of_account(name: str) -> tuple[str, str, str] | None:
+    """Namespace, name and uid of the run that an account of this name is for; None where it is for no run."""
+    words = name.removeprefix(_RUN).split("/")
+    if not name.startswith(_RUN) or len(words) != 3:
+        return None
+    return words[0], words[1].rpartition("-")[0], words[2]
+
+
+def namespace_of_account(name: str) -> str | None:
+    """The namespace that an account of this name is for; None where it is for none."""
+    return name.removeprefix(_NAMESPACE) if name.startswith(_NAMESPACE) else None
 
 
 def consumer_name(namespace: str, run: str) -> str:
@@ -246,7 +259,7 @@ def _of_role(role: BusRole) -> str:
 
 
 def _of_namespace(namespace: str) -> str:
-    return f"namespace/{check_subject_word(namespace, 'namespace')}"
+    return f"{_NAMESPACE}{check_subject_word(namespace, 'namespace')}"
 
 
 def _of_run(namespace: str, run: str, uid: str) -> str:

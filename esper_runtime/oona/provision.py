@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Collection
 from typing import Any, Self
 
 import nats.errors
@@ -12,7 +11,13 @@ from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
 from esper_runtime.contracts import BusError, Channel, name_on_bus, run_subject
-from esper_runtime.oona.accounts import BusKeys, consumer_name, is_of_run
+from esper_runtime.oona.accounts import (
+    BusKeys,
+    account_name,
+    consumer_name,
+    namespace_of_account,
+    run_of_account,
+)
 from esper_runtime.oona.address import BusAddress
 from esper_runtime.oona.client import connect, disconnect
 from esper_runtime.oona.nkeys import claims
@@ -44,7 +49,8 @@ class BusKeeper:
         self.replicas = replicas
         self._url, self._tls_ca = url, tls_ca
         self._clients: dict[str, Client] = {}
-        self._others: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._attempts: dict[tuple[str, str, str], int] = {}
         self._lock = asyncio.Lock()
 
     def address(self, creds: str) -> BusAddress:
@@ -123,7 +129,10 @@ class BusKeeper:
         Raises:
             BusError: as `prepare_core`.
         """
-        token = self.keys.run_account_jwt(namespace, run, uid, attempt)
+        last = self._attempts[namespace, run, uid] = max(
+            attempt, self._attempts.get((namespace, run, uid), 0)
+        )
+        token = self.keys.run_account_jwt(namespace, run, uid, last)
         pushed = await push_account(await self.system(), token)
         on_bus = name_on_bus(run, uid)
         new = await ensure_consumer(
@@ -136,51 +145,111 @@ class BusKeeper:
         )
         return pushed or new
 
-    async def revoke(self, namespace: str, run: str, uid: str) -> None:
-        """Let a run in no more: its account is forgotten, and its connections are closed.
-
-        Raises:
-            BusError: the bus does not take it.
-        """
-        account = self.keys.run_account(namespace, run, uid)
-        await _delete_accounts(await self.system(), self.keys, [account])
-
-    async def keep_only(self, runs: Collection[tuple[str, str, str]]) -> list[str]:
-        """`revoke` all runs that a server knows but for these.
-
-        Args:
-            runs: namespace, name and uid of each.
-
-        Returns:
-            The public keys of the accounts that were forgotten.
+    async def accounts(self) -> set[str]:
+        """Public keys of all accounts that a server knows.
 
         Raises:
             BusError: the bus does not answer.
         """
-        system = await self.system()
-        kept = (
-            {self.keys.run_account(*run) for run in runs} | self.keys.fixed_accounts().keys() | self._others
-        )
-        gone = []
-        for account in set(await _known_accounts(system)) - kept:
-            token = await _known_account(system, account)
-            if token is not None and is_of_run(token):
-                gone.append(account)
-            else:
-                self._others.add(account)
-        if gone:
-            await _delete_accounts(system, self.keys, gone)
-        return gone
+        return set(await _known_accounts(await self.system()))
 
-    async def forget_run(self, namespace: str, run: str, uid: str) -> None:
-        """`revoke`, and remove what the bus has of the run; its field reports stay.
+    async def runs(self) -> set[tuple[str, str, str]]:
+        """Namespace, name and uid of each run that is let in, whoever let it in.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        found = (run_of_account(name) for name in await self._account_names())
+        return {run for run in found if run is not None}
+
+    async def namespaces(self) -> set[str]:
+        """The namespaces that have an account.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        found = (namespace_of_account(name) for name in await self._account_names())
+        return {namespace for namespace in found if namespace is not None}
+
+    async def revoke(self, *runs: tuple[str, str, str]) -> None:
+        """Let runs in no more: their accounts are forgotten, and their connections are closed.
+
+        Args:
+            runs: namespace, name and uid of each.
 
         Raises:
             BusError: the bus does not take it.
         """
-        await self.revoke(namespace, run, uid)
+        accounts = [self.keys.run_account(*run) for run in runs]
+        await _delete_accounts(await self.system(), self.keys, accounts)
+
+    async def incarnation(self, namespace: str) -> str | None:
+        """A word that changes when a namespace's streams are made anew; None where they lack.
+
+        Raises:
+            BusError: the bus does not answer, or does not know the namespace.
+        """
         js = (await self.namespace(namespace)).jetstream(timeout=PATIENCE)
-        on_bus = name_on_bus(run, uid)
+        try:
+            return str((await js.stream_info("EVENTS")).created)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (nats.errors.Error, OSError) as error:
+            raise BusError(f"namespace {namespace}: the bus does not say what it has ({error})") from error
+
+    async def runs_on_record(self, namespace: str) -> set[str]:
+        """Names on the bus of the runs that a namespace's streams hold anything of, reports apart.
+
+        Raises:
+            BusError: the bus does not answer, or does not know the namespace.
+        """
+        js = (await self.namespace(namespace)).jetstream(timeout=PATIENCE)
+        found: set[str] = set()
+        try:
+            for stream in _OF_RUN:
+                subjects = (await js.stream_info(stream, subjects_filter=">")).state.subjects or {}
+                found |= {subject.split(".")[3] for subject in subjects}
+        except (nats.errors.Error, OSError) as error:
+            raise BusError(f"namespace {namespace}: the bus does not say what it has ({error})") from error
+        return found
+
+    async def has_heard(self, namespace: str, on_bus: str, durable: str) -> bool:
+        """Whether all of a run's journal that the bus has was acknowledged.
+
+        Args:
+            namespace: of the run.
+            on_bus: its name on the bus.
+            durable: the consumer that hears journals.
+
+        Raises:
+            BusError: the bus does not answer, or does not know the namespace.
+        """
+        js = (await self.namespace(namespace)).jetstream(timeout=PATIENCE)
+        subject = run_subject(namespace, on_bus, Channel.JOURNAL)
+        try:
+            said = (await js.stream_info("EVENTS", subjects_filter=subject)).state.subjects
+            if not said:
+                return True
+            last = (await js.get_last_msg("EVENTS", subject, direct=True)).seq or 0
+            info = await js.consumer_info("EVENTS", durable)
+        except nats.js.errors.NotFoundError:
+            return False
+        except (nats.errors.Error, OSError) as error:
+            raise BusError(f"run {on_bus}: the bus does not say what was heard ({error})") from error
+        floor = 0 if info.ack_floor is None else int(info.ack_floor.stream_seq or 0)
+        return floor >= last or not (info.num_pending or info.num_ack_pending)
+
+    async def forget_run(self, namespace: str, on_bus: str) -> None:
+        """Remove what the bus has of a run; its field reports stay.
+
+        Args:
+            namespace: of the run.
+            on_bus: its name on the bus.
+
+        Raises:
+            BusError: the bus does not take it.
+        """
+        js = (await self.namespace(namespace)).jetstream(timeout=PATIENCE)
         try:
             for stream in _OF_RUN:
                 await js.purge_stream(stream, subject=f"esper.run.{namespace}.{on_bus}.>")
@@ -222,6 +291,15 @@ class BusKeeper:
             if known is None or known.is_closed:
                 self._clients[name] = await connect(self.address(creds), f"esper-operator {name}")
             return self._clients[name]
+
+    async def _account_names(self) -> list[str]:
+        """Names of all accounts that a server knows; each is asked for once."""
+        system, accounts = await self.system(), await self.accounts()
+        for account in accounts - self._names.keys():
+            token = await _known_account(system, account)
+            if token is not None:
+                self._names[account] = account_name(token)
+        return [self._names[account] for account in accounts if account in self._names]
 
     async def _ensure(self, client: Client, configs: tuple[StreamConfig, ...]) -> list[str]:
         copies = [config.evolve(num_replicas=self.replicas) for config in configs]

@@ -71,7 +71,7 @@ class Loop:
         self.stop: str | None = None
         """Why to stop at the next boundary, set from outside."""
         self.budget_used = False
-        """Whether it stops because this process has used up `spec.budget`."""
+        """Whether it stops because the run has used up `spec.budget`."""
         self.boundary = Boundary(
             parts.model,
             parts.optimizer,
@@ -227,10 +227,13 @@ class Loop:
 
     def _budget_used(self) -> str | None:
         budget = self._budget
+        if not (budget.wall_seconds or budget.device_seconds):
+            return None
+        wall, device = self.seconds()
         said = None
-        if budget.wall_seconds and time.monotonic() - self._clock[0] > budget.wall_seconds:
+        if budget.wall_seconds and wall > budget.wall_seconds:
             said = f"budget.wallSeconds ({budget.wall_seconds:g}) is used up"
-        elif budget.device_seconds and time.process_time() - self._clock[1] > budget.device_seconds:
+        elif budget.device_seconds and device > budget.device_seconds:
             said = f"budget.deviceSeconds ({budget.device_seconds:g}) is used up"
         self.budget_used = said is not None
         return said
@@ -421,6 +424,14 @@ class Loop:
         whole = replace(saved, random=all_random_states(self._group, saved.random))
         name, digest = self._store.write(whole, step, self._journal.incarnation, sequence)
         self.record(Checkpointed(checkpoint=name, digest=digest))
+
+    def count_earlier(self, wall: float) -> None:
+        """Count what processes before this one have trained since their last checkpoint, too.
+
+        Args:
+            wall: seconds of all of them, by the journal's clock.
+        """
+        self._spent = (max(self._spent[0], wall), self._spent[1])
 
     def seconds(self) -> tuple[float, float]:
         """Wall and CPU seconds of the run so far, all processes together."""

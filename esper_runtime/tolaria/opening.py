@@ -1,8 +1,9 @@
 """Opening a run's folder: what is there, what to do with it, and the state to begin from."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def resume_from(opening: Opening, attempt: Resume, environment: Mapping[str, str
         | {f"checkpoint {other}": why for other, why in passed_over.items()},
     )
     return Return(saved, event, tuple(faults))
+
+
+def seconds_of(entries: Iterable[JournalEntry]) -> float:
+    """Wall seconds of the processes that wrote these entries, from the first entry of each to its last."""
+    times: dict[int, list[datetime]] = {}
+    for entry in entries:
+        times.setdefault(entry.incarnation, []).append(datetime.fromisoformat(entry.time))
+    return sum((max(each) - min(each)).total_seconds() for each in times.values())
 
 
 def _position(entries: list[JournalEntry], saved: SavedState | None, name: str | None) -> int:

@@ -37,7 +37,7 @@ from esper_runtime.tolaria.ledger import Purpose
 from esper_runtime.tolaria.library import LibraryLink
 from esper_runtime.tolaria.loop import Loop
 from esper_runtime.tolaria.model_folder import check_output, digest_of, save_model
-from esper_runtime.tolaria.opening import Opening, open_run, resume_from
+from esper_runtime.tolaria.opening import Opening, open_run, resume_from, seconds_of
 from esper_runtime.tolaria.parts import Parts, allowed_name, build_parts
 from esper_runtime.tolaria.randomness import derived_seed
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
@@ -273,6 +273,7 @@ class Trainer:
             if saved is not None:
                 loop.resume(saved)
             loop.remember(faults)
+            loop.count_earlier(seconds_of(opening.entries))
             loop.record(back.event)
         if not any(isinstance(entry.event, Started) for entry in opening.entries):
             loop.record(_started(parts, opening, environment))

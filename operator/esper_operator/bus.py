@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from esper_operator.credentials import RunOnBus
 from esper_operator.kube import SECRET, AlreadyThereError, Kube, Object
-from esper_operator.settings import Settings
+from esper_operator.settings import Settings, bytes_of
 from esper_runtime.artifact import TrustedKey, TrustList
 from esper_runtime.artifact.statements import key_id
 from esper_runtime.contracts import InputError, Role
@@ -26,9 +26,11 @@ STORE = "/data"
 NATS_CONFIG = "/etc/esper-nats"
 """Where a server finds its configuration and TLS files."""
 
+FOR_STREAMS = 9
+"""Tenths of a server's volume that streams may take; the rest is for accounts and files in the making."""
+
 _LOOK = 2.0
 _MOUNT_SECONDS = 300.0
-_AT_ONCE = 16
 _WORKERS = {Role.TEZZERET: BusRole.TEZZERET, Role.URABRASK: BusRole.URABRASK}
 
 _log = logging.getLogger(__name__)
@@ -153,16 +155,6 @@ class BusCredentials:
     def __init__(self, keeper: BusKeeper, files: BusFiles, settings: Settings) -> None:
         self.keeper = keeper
         self._files, self._settings = files, settings
-        self._prepared: set[str] = set()
-        self._let_in: dict[RunOnBus, int] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    async def prepare(self, namespace: str) -> None:
-        """See `esper_operator.credentials.Credentials`."""
-        async with self._locks.setdefault(namespace, asyncio.Lock()):
-            if namespace not in self._prepared:
-                await self.keeper.prepare_namespace(namespace)
-                self._prepared.add(namespace)
 
     async def files(self, run: RunOnBus, attempt: int) -> Mapping[str, str]:
         """See `esper_operator.credentials.Credentials`."""
@@ -174,35 +166,6 @@ class BusCredentials:
             **_way_in(self._files, self._settings, creds),
             "trust.json": trust_list(keys).encoded().decode(),
         }
-
-    async def keep_only(self, runs: Collection[RunOnBus]) -> None:
-        """See `esper_operator.credentials.Credentials`."""
-        for run in self._let_in.keys() - set(runs):
-            await self.keeper.revoke(run.namespace, run.name, run.uid)
-            del self._let_in[run]
-
-    async def restore(self, runs: Mapping[RunOnBus, int]) -> int:
-        """Make what runs have on the bus where it is not there: it may have lost its storage.
-
-        Args:
-            runs: those that go on, with the attempt that may be there; none before it is let in.
-
-        Returns:
-            For how many of them anything had to be made.
-
-        Raises:
-            BusError: the bus does not take something; the rest is to be tried again.
-        """
-        self._prepared.clear()
-        gate = asyncio.Semaphore(_AT_ONCE)
-
-        async def one(run: RunOnBus, attempt: int) -> bool:
-            async with gate:
-                await self.prepare(run.namespace)
-                newest = max(attempt, self._let_in.get(run, 0))
-                return await self.keeper.admit(run.namespace, run.name, run.uid, newest)
-
-        return sum(await asyncio.gather(*(one(run, attempt) for run, attempt in runs.items())))
 
 
 def _way_in(files: BusFiles, settings: Settings, creds: str) -> dict[str, str]:
@@ -220,7 +183,7 @@ def _nats_files(files: BusFiles, settings: Settings) -> dict[str, str]:
         files.keys,
         store=STORE,
         tls=NATS_CONFIG if files.ca else None,
-        storage=settings.nats_storage,
+        storage=bytes_of(settings.nats_storage) // 10 * FOR_STREAMS,
         peers=peers,
     )
     if not files.ca:

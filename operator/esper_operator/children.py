@@ -11,7 +11,6 @@ from esper_operator.names import (
     IDENTITY,
     IMAGE,
     QUEUE_LABEL,
-    RESERVED,
     SHAPE,
     UID_LABEL,
     claim_name,
@@ -35,29 +34,7 @@ CONTAINER = "training"
 ENDING_SECONDS = 15
 """Added to the time for a last checkpoint before a pod is killed."""
 
-_MOUNTS = ("/etc/esper", "/var/esper", "/tmp", "/dev/shm")
 _GPU = "nvidia.com/"
-
-
-def shortcomings(run: MorphogeneticRun) -> list[str]:
-    """What of a manifest that the contracts accept cannot be made into pods, and what to do."""
-    template = run.spec.template
-    found = []
-    for index, volume in enumerate(template.volumes):
-        path = volume.mount_path.rstrip("/")
-        if any(path == ours or path.startswith(f"{ours}/") for ours in _MOUNTS):
-            found.append(
-                f"spec.template.volumes[{index}].mountPath: given {volume.mount_path!r}; allowed: any path "
-                f"outside {', '.join(_MOUNTS)}, which are Esper's own"
-            )
-    for what, keys in (("labels", template.labels), ("annotations", template.annotations)):
-        for key in keys:
-            if key.startswith(RESERVED):
-                found.append(
-                    f"spec.template.{what}: given {key!r}; allowed: keys that do not begin with "
-                    f"{', '.join(RESERVED)}, which Esper and Kubernetes set"
-                )
-    return found
 
 
 def needs_claim(run: MorphogeneticRun) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 
-from esper_operator.children import CONTAINER, needs_claim, shortcomings
+from esper_operator.children import CONTAINER, needs_claim
 from esper_operator.kube import Object
 from esper_operator.names import ATTEMPT_LABEL, IDENTITY, SHAPE, UID_LABEL, controller_of
+from esper_operator.shortcomings import shortcomings
 from esper_runtime.contracts import ManifestError, MorphogeneticRun, canonical_json, parse_run
 from esper_runtime.planning import JobEnd, JobSeen, RunSeen, shape_of
 

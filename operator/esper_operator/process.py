@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from esper_operator.bus import BusCredentials, first_start, signing_key, trust_list
-from esper_operator.credentials import Credentials, NoCredentials, RunOnBus
+from esper_operator.credentials import Credentials, NoCredentials
 from esper_operator.feed import Feed
 from esper_operator.forge import KINDS, Forge
 from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
@@ -25,6 +25,7 @@ from esper_operator.queue import KeyQueue
 from esper_operator.runs import Runs
 from esper_operator.settings import Settings
 from esper_operator.store import CHILD_KINDS, Store
+from esper_operator.sweep import BusSweep, due
 from esper_operator.writer import StatusWriter
 from esper_runtime.artifact import Trust, sign_with
 from esper_runtime.contracts import BusError, Role
@@ -54,17 +55,18 @@ class Operator:
         self, settings: Settings, kube: KubeApi, credentials: Credentials, owner: Object | None = None
     ) -> None:
         self.settings, self.kube = settings, kube
-        self._credentials = credentials
         self.store = Store()
         self.queue: KeyQueue[Key] = KeyQueue()
         self.writer = StatusWriter(kube, settings.status_writes, self._current, self._learn)
         self.runs = Runs(kube, self.store, self.writer, credentials, settings)
         self.passes = PassMetrics()
         self.feed: Feed | None = None
+        self.bus: BusSweep | None = None
         self.office: ForgeOffice | None = None
         if isinstance(credentials, BusCredentials):
             self.feed = Feed(credentials.keeper.namespace, self._live, self.queue.add)
-            self.office = self._new_office(credentials)
+            self.bus = BusSweep(credentials.keeper, lambda: due(self.store), settings.watch)
+            self.office = self._new_office(credentials.keeper, self.bus)
         self.forge = Forge(
             kube, self.writer, self.office, settings, owner, self.queue.add, self._blueprints_in_use
         )
@@ -182,22 +184,10 @@ class Operator:
             await asyncio.sleep(RELIST_SECONDS)
             try:
                 await self.relist()
-                await self._credentials.keep_only(self._on_bus())
+                if self.bus is not None:
+                    await self.bus.sweep()
             except (KubeError, BusError) as error:
                 _log.warning("not everything could be listed or swept: %s", error)
-
-    def _on_bus(self) -> dict[RunOnBus, int]:
-        """Runs that go on, with the newest attempt that is known of each."""
-        found = {}
-        for key in self.store.runs():
-            run = self.store.run(key) or {}
-            status, uid = run.get("status") or {}, run["metadata"]["uid"]
-            if status.get("phase") not in ("Succeeded", "Failed"):
-                jobs = self.store.children(key).jobs.values()
-                attempts = [job.seen.attempt for job in jobs if job.seen.owner == uid]
-                newest = max([int(status.get("attempt") or 0), *attempts])
-                found[RunOnBus(key.namespace, key.name, uid)] = newest
-        return found
 
     def _namespaces(self) -> set[str]:
         """Those in which a run was ever started."""
@@ -207,22 +197,15 @@ class Operator:
             if ((self.store.run(key) or {}).get("status") or {}).get("attempt")
         }
 
-    def _new_office(self, credentials: BusCredentials) -> ForgeOffice:
-        keys = credentials.keeper.keys
-        planner_key = signing_key(keys, Role.PLANNER)
-
-        async def restore() -> None:
-            made = await credentials.restore({run: at for run, at in self._on_bus().items() if at})
-            if made:
-                _log.info("%d runs were let in again", made)
-
+    def _new_office(self, keeper: BusKeeper, bus: BusSweep) -> ForgeOffice:
+        planner_key = signing_key(keeper.keys, Role.PLANNER)
         return ForgeOffice(
-            credentials.keeper,
-            Trust(trust_list(keys)),
+            keeper,
+            Trust(trust_list(keeper.keys)),
             lambda ruling: sign_with(planner_key, ruling),
             self.settings.identity,
             self._namespaces,
-            restore,
+            bus.restore,
         )
 
 

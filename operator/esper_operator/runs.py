@@ -220,7 +220,6 @@ class Runs:
         if self._settings.network_policies:
             await self._create(key, NETWORK_POLICY, network_policy_of(run, self._settings), head["uid"])
         try:
-            await self._credentials.prepare(key.namespace)
             files = await self._credentials.files(RunOnBus(key.namespace, key.name, head["uid"]), number)
         except BusError as error:
             text = f"the bus cannot be prepared: {error}; the run starts once it is there"

@@ -12,6 +12,9 @@ from esper_runtime.contracts import InputError
 
 PREFIX = "ESPER_OPERATOR_"
 
+LEAST_STORAGE = 8 * 1000**3
+"""Bytes of a volume that holds library, forge and the runs of a namespace."""
+
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LINK = re.compile(r"(SERVICE|PORT)(_.*)?")
 """What Kubernetes itself sets in pods beside a Service of the operator's name."""
@@ -34,7 +37,7 @@ class Settings:
         bus_keys: folder in which the Secret with the bus's keys is mounted, or will be.
         nats_replicas: servers of the bus, and copies of each stream.
         nats_tls: whether the bus that is made has TLS.
-        nats_storage: bytes that a server of it has for streams.
+        nats_storage: size of the volume of each of its servers.
         pools: where the forge's workers run.
         priority_training: PriorityClass of training pods; empty: none.
         priority_workers: PriorityClass of workers; empty: none.
@@ -58,7 +61,7 @@ class Settings:
     bus_keys: str = "/etc/esper-bus"
     nats_replicas: int = 1
     nats_tls: bool = True
-    nats_storage: int = 8 * 1024**3
+    nats_storage: str = "10Gi"
     pools: tuple[Pool, ...] = ()
     priority_training: str = ""
     priority_workers: str = ""
@@ -161,6 +164,20 @@ def _size(text: str) -> str:
     return text
 
 
+def bytes_of(quantity: str) -> int:
+    """The bytes of a quantity such as 10Gi."""
+    number = quantity.rstrip("imkKMGTPE")
+    unit = quantity[len(number) :]
+    power = "kMGTPE".index(unit[0].replace("K", "k")) + 1 if unit and unit != "m" else 0
+    return int(float(number) * (1024 if unit.endswith("i") else 1000) ** power)
+
+
+def _volume(text: str) -> str:
+    if bytes_of(_size(text)) < LEAST_STORAGE:
+        raise ValueError("a Kubernetes quantity of at least 8G: library and forge take 6 GiB of it")
+    return text
+
+
 READERS: dict[str, Any] = {
     "NAMESPACE": _namespace,
     "WATCH": _names,
@@ -173,7 +190,7 @@ READERS: dict[str, Any] = {
     "BUS_KEYS": _text,
     "NATS_REPLICAS": _number(1, 9),
     "NATS_TLS": _truth,
-    "NATS_STORAGE": _number(1, 2**60),
+    "NATS_STORAGE": _volume,
     "POOLS": read_pools,
     "PRIORITY_TRAINING": _text,
     "PRIORITY_WORKERS": _text,

@@ -28,7 +28,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     "default": {},
     "namespaced": {"watch": {"namespaces": ["team-a", "team-b"]}},
     "three-servers": {"nats": {"replicas": 3, "storage": {"kind": "Claim", "storageClassName": "fast"}}},
-    "no-claim": {"nats": {"storage": {"kind": "EmptyDir", "size": "1Gi"}}},
+    "no-claim": {"nats": {"storage": {"kind": "EmptyDir", "size": "12Gi"}}},
     "own-bus": {"nats": {"deploy": False, "url": "tls://nats.example.com:4333", "busSecret": "my-bus"}},
     "mirror": {
         "image": {

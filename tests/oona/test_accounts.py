@@ -36,15 +36,16 @@ THEIRS = f"esper.run.team.{name_on_bus('large', OTHER)}."
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterServer]:
     """A bus with two runs in one namespace and one in another."""
     with ClusterServer(tmp_path_factory.mktemp("cluster")) as server:
-
-        async def prepare(keeper: BusKeeper) -> None:
-            await keeper.prepare_core()
-            await keeper.prepare_run("team", "small", UID, 1)
-            await keeper.prepare_run("team", "large", OTHER, 1)
-            await keeper.prepare_run("rivals", "small", UID, 1)
-
-        kept(server, prepare)
+        kept(server, prepared)
         yield server
+
+
+async def prepared(keeper: BusKeeper) -> None:
+    """Two runs in one namespace and one in another."""
+    await keeper.prepare_core()
+    await keeper.prepare_run("team", "small", UID, 1)
+    await keeper.prepare_run("team", "large", OTHER, 1)
+    await keeper.prepare_run("rivals", "small", UID, 1)
 
 
 def kept(server: ClusterServer, work: Callable[[BusKeeper], Awaitable[T]]) -> T:
@@ -184,12 +185,12 @@ def test_an_earlier_attempt_is_let_in_no_more_and_its_connection_is_closed(clust
         with pytest.raises(BusError, match="refuses"):
             await connect(cluster.address_of_run("team", "again", UID, 1), "first again")
         alive = second.is_connected
-        await keeper.revoke("team", "again", UID)
+        await keeper.revoke(("team", "again", UID))
         while second.is_connected:
             await asyncio.sleep(0.01)
         with pytest.raises(BusError, match="refuses"):
             await connect(cluster.address_of_run("team", "again", UID, 2), "second again")
-        await keeper.revoke("team", "again", UID)
+        await keeper.revoke(("team", "again", UID))
         back = await keeper.prepare_run("team", "again", UID, 3)
         on = await connect(cluster.address_of_run("team", "again", UID, 3), "third")
         await disconnect(on)
@@ -206,7 +207,10 @@ def test_a_run_that_is_forgotten_leaves_its_reports_alone(cluster: ClusterServer
         client = await connect(cluster.address_of_run("team", "gone", UID), "gone")
         for channel in ("journal", "progress", "report"):
             await publish(client, start + channel, b"{}", channel, patience=5)
-        await keeper.forget_run("team", "gone", UID)
+        assert name_on_bus("gone", UID) in await keeper.runs_on_record("team")
+        await keeper.revoke(("team", "gone", UID))
+        await keeper.forget_run("team", name_on_bus("gone", UID))
+        assert name_on_bus("gone", UID) not in await keeper.runs_on_record("team")
         await disconnect(client)
         js = (await keeper.namespace("team")).jetstream()
         left: dict[str, int] = {}
@@ -219,21 +223,24 @@ def test_a_run_that_is_forgotten_leaves_its_reports_alone(cluster: ClusterServer
     assert kept(cluster, go) == {f"{start}report": 1}
 
 
-def test_runs_that_are_over_are_let_in_no_more(cluster: ClusterServer) -> None:
-    living = [("team", "small", UID), ("team", "large", OTHER), ("rivals", "small", UID)]
+def test_the_bus_says_which_runs_are_let_in_and_those_that_are_over_are_so_no_more(
+    cluster: ClusterServer,
+) -> None:
+    over, living = ("team", "is-over", OTHER), {("team", "small", UID), ("rivals", "small", UID)}
 
-    async def go(keeper: BusKeeper) -> tuple[list[str], list[str]]:
-        await keeper.prepare_run("team", "over", UID, 1)
-        gone = await keeper.keep_only(living)
+    async def go(keeper: BusKeeper) -> None:
+        await keeper.prepare_run(*over, 1)
+        assert {over, *living} <= await keeper.runs()
+        await keeper.revoke(over, ("team", "never", UID))
         with pytest.raises(BusError, match="refuses"):
-            await connect(cluster.address_of_run("team", "over", UID), "over")
+            await connect(cluster.address_of_run(*over), "over")
         await disconnect(await connect(mine(cluster), "small"))
         await keeper.namespace("team")
-        return gone, await keeper.keep_only(living)
+        found = await keeper.runs()
+        assert living <= found
+        assert over not in found
 
-    gone, none = kept(cluster, go)
-    assert cluster.keys.run_account("team", "over", UID) in gone
-    assert none == []
+    kept(cluster, go)
 
 
 def test_a_namespace_that_is_forgotten_leaves_nothing(cluster: ClusterServer) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from esper_operator import kube
+from esper_operator.credentials import RunOnBus
 from esper_operator.kube import (
     JOB,
     POD,
@@ -23,9 +24,12 @@ from esper_operator.kube import (
     Propagation,
     UnavailableError,
 )
+from esper_runtime.contracts import BusError
 
 Objects: TypeAlias = list[Object]
 
+BUS = Kind("", "Bus", "")
+"""Stands for the bus among the calls."""
 START = "2026-01-01T00:00:00Z"
 
 
@@ -37,8 +41,10 @@ class Killed(BaseException):
 class Fault:
     """What happens at a call: before it is carried out, or after, when the answer is lost."""
 
-    error: BaseException
+    error: BaseException | None
     after: bool = False
+    deed: Callable[[], None] | None = None
+    """What somebody else does in between."""
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
-        return self.verb not in ("get", "list")
+        return self.verb not in ("get", "list", "let in")
 
 
 Calls: TypeAlias = list[Call]
@@ -68,7 +74,8 @@ class Cluster:
     refuse: Callable[[str, Kind, Object], BaseException | None] | None = None
     made: list[tuple[str, str, str]] = field(default_factory=list)
     """Kind, name and owner's uid of all that was ever created."""
-    trainers: int = 0
+    let_in: set[tuple[str, int]] = field(default_factory=set)
+    """Uid and attempt of the runs that have got credentials."""
     most_trainers: int = 0
 
     def __post_init__(self) -> None:
@@ -137,6 +144,16 @@ class Cluster:
                 return None
             return self.remove(kind, namespace, name, propagation)
 
+    # The bus's side of a run, as `Credentials` has it.
+
+    async def files(self, run: RunOnBus, attempt: int) -> dict[str, str]:
+        try:
+            with self._call("let in", BUS, run.name):
+                self.let_in.add((run.uid, attempt))
+        except UnavailableError as error:
+            raise BusError(str(error)) from error
+        return {}
+
     # What people, controllers and the tests do.
 
     def add(self, kind: Kind, body: Object) -> Object:
@@ -199,6 +216,7 @@ class Cluster:
             if (
                 head.get("deletionTimestamp")
                 or spec.get("suspend")
+                or "parallelism" not in spec
                 or job.get("status", {}).get("conditions")
             ):
                 continue
@@ -287,11 +305,18 @@ class _Calling:
 
     def __enter__(self) -> None:
         if self._fault is not None and not self._fault.after:
-            raise self._fault.error
+            self._strike(self._fault)
 
     def __exit__(self, *_: object) -> None:
         if self._fault is not None and self._fault.after:
-            raise self._fault.error
+            self._strike(self._fault)
+
+    @staticmethod
+    def _strike(fault: Fault) -> None:
+        if fault.deed is not None:
+            fault.deed()
+        if fault.error is not None:
+            raise fault.error
 
 
 def lost() -> UnavailableError:

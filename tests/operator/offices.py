@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from benchmarks.cluster_server import ClusterServer
-from esper_operator.bus import BusCredentials, BusFiles, signing_key, trust_list
+from esper_operator.bus import signing_key, trust_list
 from esper_operator.credentials import RunOnBus
 from esper_operator.library import ForgeOffice
-from esper_operator.settings import Settings
+from esper_operator.sweep import BusSweep, Due
 from esper_runtime.artifact import MAY_SAY, Trust, sign_with
 from esper_runtime.contracts import Role, Statement
 from esper_runtime.oona import BusRole
@@ -54,18 +54,13 @@ async def an_office(
     known = {RUN: 1} if runs is None else runs
     key = signing_key(server.keys, Role.PLANNER)
     async with server.keeper() as keeper:
-        credentials = BusCredentials(keeper, BusFiles(server.keys), Settings())
-
-        async def restore() -> None:
-            await credentials.restore(known)
-
         office = ForgeOffice(
             keeper,
             trust_of(server),
             lambda ruling: sign_with(key, ruling),
             "operator-1",
             lambda: {run.namespace for run in known},
-            restore,
+            BusSweep(keeper, lambda: Due(going=known)).restore,
         )
         task = asyncio.create_task(office.run())
         try:

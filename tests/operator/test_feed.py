@@ -77,7 +77,6 @@ def test_progress_and_journal_reach_the_status_and_are_acknowledged_once_it_is_w
         async with cluster.keeper() as keeper:
             await keeper.prepare_core()
             credentials = BusCredentials(keeper, BusFiles(cluster.keys), Settings())
-            await credentials.prepare("team")
             files = await credentials.files(RunOnBus("team", "small", uid), 1)
             address = BusAddress(url=cluster.url, tls_ca=cluster.ca, credentials_text=files["user.creds"])
             trainer = await connect(address, "trainer")
@@ -108,9 +107,6 @@ def test_progress_and_journal_reach_the_status_and_are_acknowledged_once_it_is_w
             assert stages(world) == ["Grafting", "Fossilized"]
             await second.stop()
 
-            # A run that has ended or is gone is let in no more.
-            await credentials.keep_only([])
-            await until(lambda: not trainer.is_connected, "the run is still let in")
             await disconnect(trainer)
 
     asyncio.run(main())

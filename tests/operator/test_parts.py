@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from esper_operator.bus import BusFiles, first_start, secrets_of, trust_list
+from esper_operator.bus import FOR_STREAMS, BusFiles, first_start, secrets_of, trust_list
 from esper_operator.kube import LEASE, RUN, SECRET, Object, error_of
 from esper_operator.lease import DEADLINE, DURATION, Leadership, LeaseLostError
 from esper_operator.main import run
 from esper_operator.names import RunKey
 from esper_operator.queue import KeyQueue
-from esper_operator.settings import Settings
+from esper_operator.settings import LEAST_STORAGE, Settings, bytes_of
 from esper_operator.writer import StatusWriter
 from esper_runtime.contracts import InputError, Role
+from esper_runtime.oona.stores import store_configs
+from esper_runtime.oona.streams import library_streams, namespace_streams
 from tests.operator.memory import Cluster, Fault, Killed, lost
 from tests.operator.world import KEY, manifest
 
@@ -220,6 +222,8 @@ def test_settings_say_what_was_given_and_what_is_allowed() -> None:
         ("POOLS", "{}"),
         ("CLAIM_SIZE", "big"),
         ("NAMESPACE", "A"),
+        ("NATS_STORAGE", "1Gi"),
+        ("NATS_STORAGE", "much"),
         ("LOG_LEVEL", "loud"),
         ("WATCH", "a b"),
     ):
@@ -227,6 +231,15 @@ def test_settings_say_what_was_given_and_what_is_allowed() -> None:
             Settings.from_environment({f"ESPER_OPERATOR_{name}": text})
     with pytest.raises(InputError, match="no such setting"):
         Settings.from_environment({"ESPER_OPERATOR_NONSENSE": "1"})
+
+
+def test_the_bus_has_what_the_chart_gives_it_and_the_least_that_is_allowed_holds_a_namespace() -> None:
+    assert [bytes_of(text) for text in ("10Gi", "8G", "1.5Ti", "7")] == [10 * 2**30, 8 * 10**9, 3 * 2**39, 7]
+    settings = Settings.from_environment({"ESPER_OPERATOR_NATS_STORAGE": "20Gi"})
+    files = secrets_of(BusFiles.generate(tls=False), settings)["esper-nats"][1]
+    assert f"max_file_store: {18 * 2**30}\n" in files["nats.conf"]
+    wanted = (*library_streams(), *store_configs(), *namespace_streams())
+    assert sum(config.max_bytes or 0 for config in wanted) <= LEAST_STORAGE // 10 * FOR_STREAMS
 
 
 def test_wrong_settings_end_the_process_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper_operator.credentials import NoCredentials
 from esper_operator.kube import CLAIM, JOB, POD, RUN, SERVICE, Kind, Object
 from esper_operator.names import CHILDREN, RunKey
 from esper_operator.runs import Runs
@@ -49,9 +48,7 @@ class Process:
 
     def __post_init__(self) -> None:
         self.writer = StatusWriter(self.cluster, 1000, self.store.run, lambda key, body: self.put(RUN, body))
-        self.runs = Runs(
-            self.cluster, self.store, self.writer, NoCredentials(), self.settings, clock=self.clock
-        )
+        self.runs = Runs(self.cluster, self.store, self.writer, self.cluster, self.settings, clock=self.clock)
         self.relist()
         self.cluster.listeners[:] = [self.hear]
 

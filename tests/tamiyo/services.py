@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from esper_runtime.contracts import LOCAL_NAMESPACE, AnswerRefused, ControllerChanged, Event, Growth
+from esper_runtime.contracts import LOCAL_NAMESPACE, AnswerRefused, ControllerChanged, Event, Growth, RunOnBus
 from esper_runtime.local.post import Post
 from esper_runtime.oona import BUS_VARIABLE, Bridge, BusAddress
 from esper_runtime.tamiyo import HeuristicController, RemoteController
@@ -74,9 +74,17 @@ class Service:
 class Run:
     """A run in a world without a network, whose controller asks over the bus."""
 
-    def __init__(self, address: BusAddress, name: str, world: World, patience: float = 20.0) -> None:
+    def __init__(
+        self,
+        address: BusAddress,
+        name: str,
+        world: World,
+        patience: float = 20.0,
+        place: RunOnBus | None = None,
+    ) -> None:
         self.world, self.events, self.longest = world, list[Event](), 0.0
-        self.bridge = Bridge(address, LOCAL_NAMESPACE, name, f"/runs/local/{name}")
+        place = place or RunOnBus(LOCAL_NAMESPACE, name)
+        self.bridge = Bridge(address, place.namespace, place.run, place.source)
         self.post = Post(self.bridge, name)
         self.controller = RemoteController(
             HeuristicController(GROWTH, world.total),

@@ -5,8 +5,18 @@ import sys
 
 import pytest
 
-from esper_runtime.contracts import Channel, CloudEvent, EventType, Operation, Question, run_subject
-from esper_runtime.oona import BundledServer, connect, ensure_streams
+from benchmarks.cluster_server import ClusterServer
+from esper_runtime.contracts import (
+    Channel,
+    CloudEvent,
+    EventType,
+    Operation,
+    Question,
+    RunOnBus,
+    name_on_bus,
+    run_subject,
+)
+from esper_runtime.oona import BundledServer, BusAddress, connect, ensure_streams
 from tests.tamiyo.services import GROWTH, Run, Service
 from tests.tamiyo.world import World, prospect
 
@@ -85,6 +95,31 @@ def test_a_service_decides_for_a_run_outlives_nonsense_and_ends_in_order(bus):
     assert run.handovers == []
     assert run.refusals == []
     assert run.longest < 0.1
+
+
+def test_a_service_decides_for_a_run_of_a_cluster_whose_name_on_the_bus_has_its_uid(tmp_path):
+    uid = "0123abcd-1111-2222-3333-444444444444"
+    with ClusterServer(tmp_path / "bus") as server:
+
+        async def prepare():
+            async with server.keeper() as keeper:
+                await keeper.prepare_core()
+                await keeper.prepare_run("team", "small", uid, 1)
+
+        asyncio.run(prepare())
+        credentials = tmp_path / "user.creds"
+        credentials.write_text(server.keys.operator_creds("team"))
+        BusAddress(url=server.url, tls_ca=server.ca, credentials=str(credentials)).store(
+            tmp_path / "bus.json"
+        )
+        place = RunOnBus("team", name_on_bus("small", uid))
+        with (
+            Service(tmp_path / "bus.json").until_healthy() as service,
+            Run(server.address_of_run("team", "small", uid), "small", world(2000), place=place) as run,
+        ):
+            run.until(lambda: decided_by_service(run))
+            assert service.metric('esper_tamiyo_refused_questions_total{why="malformed"}') == 0
+        assert run.refusals == []
 
 
 def test_when_the_only_service_is_killed_the_embedded_controller_takes_over_until_it_is_back(bus):

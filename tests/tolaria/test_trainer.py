@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -212,6 +213,16 @@ def test_a_used_up_budget_interrupts_with_a_checkpoint(tmp_path, budget):
     assert isinstance(recorder.entries[-1].event, Interrupted)
     assert isinstance(recorder.entries[-2].event, Checkpointed)
     assert recorder.entries[-2].step == result.step
+
+
+def test_a_budget_counts_over_all_starts_of_a_run_also_what_was_done_since_the_last_checkpoint(tmp_path):
+    run = manifest(100_000, budget={"wallSeconds": 0.05})
+    _, _, first = train(run, tmp_path, Script())
+    _, _, again = train(run, tmp_path, Script())
+    assert (again.outcome, again.step) == ("Interrupted", first.step)
+    shutil.rmtree(tmp_path / "checkpoints")  # as if killed before the first one
+    _, _, anew = train(run, tmp_path, Script())
+    assert (anew.outcome, anew.step) == ("Interrupted", 0)
 
 
 def test_stopped_before_its_first_step_it_can_still_be_resumed(tmp_path):

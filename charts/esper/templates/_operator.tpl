@@ -12,6 +12,7 @@
 - {name: ESPER_OPERATOR_NATS_DEPLOYED, value: {{ .Values.nats.deploy | quote }}}
 - {name: ESPER_OPERATOR_NATS_REPLICAS, value: {{ .Values.nats.replicas | quote }}}
 - {name: ESPER_OPERATOR_NATS_TLS, value: {{ .Values.nats.tls | quote }}}
+- {name: ESPER_OPERATOR_NATS_STORAGE, value: {{ .Values.nats.storage.size | quote }}}
 - {name: ESPER_OPERATOR_POOLS, value: {{ toJson .Values.pools | quote }}}
 - {name: ESPER_OPERATOR_PRIORITY_TRAINING, value: {{ include "esper.priority.training" . | quote }}}
 - {name: ESPER_OPERATOR_PRIORITY_WORKERS, value: {{ include "esper.priority.workers" . | quote }}}

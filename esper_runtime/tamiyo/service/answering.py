@@ -19,6 +19,7 @@ from esper_runtime.contracts import (
     CloudEvent,
     EventType,
     InputError,
+    may_be_named,
     read_question,
     run_of_subject,
     run_subject,
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__)
 class _Decided:
     answer: Answer
     namespace: str
+    run: str  # its name on the bus
     asked: CloudEvent
 
 
@@ -191,7 +193,7 @@ class ControllerService:
                 f"{decided.asked.id}.answer"[-256:],
                 decided.asked.traceparent,
             )
-            subject = run_subject(decided.namespace, answer.run, Channel.DIRECTIVE)
+            subject = run_subject(decided.namespace, decided.run, Channel.DIRECTIVE)
             try:
                 await publish_event(client, subject, event, patience=PUBLISH_PATIENCE)
             except BusError as error:
@@ -199,7 +201,7 @@ class ControllerService:
             decision = answer.decision
             kind = "trials" if decision.probe else "directives" if decision.directives else "nothing"
             self._metrics.decisions.labels(kind).inc()
-            self._metrics.saw(f"{decided.namespace}/{answer.run}")
+            self._metrics.saw(f"{decided.namespace}/{decided.run}")
         return None
 
     def _refuse(self, why: str, message: Msg, error: Exception) -> None:
@@ -222,6 +224,6 @@ def _decide(subject: str, payload: bytes) -> _Decided | None:
         question = read_question(event.data)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if question.run != run:
+    if not may_be_named(question.run, run):
         raise InputError(f"the question is about run {question.run!r} and came from run {run!r}")
-    return _Decided(decide(question), namespace, event)
+    return _Decided(decide(question), namespace, run, event)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import nn
 
-from esper_runtime.contracts import HostError, InputError, InterfaceKind, Source
+from esper_runtime.contracts import BUILTIN_HOSTS, HostError, InputError, InterfaceKind, Source
 from esper_runtime.tolaria import sources
 from esper_runtime.tolaria.arguments import nearest, parse_arguments
 from esper_runtime.tolaria.hosts.cnn import Cnn, CnnArguments
@@ -17,8 +17,6 @@ from esper_runtime.tolaria.hosts.transformer import Transformer, TransformerArgu
 from esper_runtime.tolaria.hosts.weights import load_initial_weights
 from esper_runtime.tolaria.randomness import derived_seed, seeded
 from esper_runtime.tolaria.tasks import Task, TaskShape, check_objective
-
-BUILTIN_HOSTS = ("mlp", "cnn1d", "cnn2d", "transformer", "huggingface")
 
 __all__ = [
     "BUILTIN_HOSTS",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from esper_runtime.contracts import InputError, Source
+from esper_runtime.contracts import BUILTIN_TASKS, InputError, Source
 from esper_runtime.tolaria import sources
 from esper_runtime.tolaria.arguments import nearest, parse_arguments
 from esper_runtime.tolaria.tasks.arrays import ArraysArguments, arrays
@@ -13,8 +13,6 @@ from esper_runtime.tolaria.tasks.protocol import Batch, Task, TaskShape
 from esper_runtime.tolaria.tasks.tensors import ClassificationTask, LanguageTask, RegressionTask
 from esper_runtime.tolaria.tasks.text import TextArguments, text
 from esper_runtime.tolaria.tasks.tokens import TokensArguments, tokens
-
-BUILTIN_TASKS = ("mnist1d", "digits", "fashion-mnist", "text", "tokens", "arrays")
 
 __all__ = [
     "BUILTIN_TASKS",
