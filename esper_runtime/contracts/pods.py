@@ -221,7 +221,7 @@ class PodTemplate(ContractModel):
             ("mountPath", [volume.mount_path for volume in self.volumes]),
         ):
             if len(set(values)) != len(values):
-                raise ValueError(f"two volumes have the same {what}")
+                raise ValueError(f"two volumes have the same {what}; give each its own")
         return self
 
 

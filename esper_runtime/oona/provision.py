@@ -239,7 +239,16 @@ class BusKeeper:
         floor = 0 if info.ack_floor is None else int(info.ack_floor.stream_seq or 0)
         return floor >= last or not (info.num_pending or info.num_ack_pending)
 
-    async def forget_run(self, namespace: str, on_bus: str) -> None:
+    async def forget_run(self, namespace: str, run: str, uid: str) -> None:
+        """`revoke`, and `remove_words`.
+
+        Raises:
+            BusError: the bus does not take it.
+        """
+        await self.revoke((namespace, run, uid))
+        await self.remove_words(namespace, name_on_bus(run, uid))
+
+    async def remove_words(self, namespace: str, on_bus: str) -> None:
         """Remove what the bus has of a run; its field reports stay.
 
         Args:

@@ -159,7 +159,6 @@ class BusCredentials:
     async def files(self, run: RunOnBus, attempt: int) -> Mapping[str, str]:
         """See `esper_operator.credentials.Credentials`."""
         keys = self._files.keys
-        self._let_in[run] = max(attempt, self._let_in.get(run, 0))
         await self.keeper.prepare_run(run.namespace, run.name, run.uid, attempt)
         creds = keys.run_creds(run.namespace, run.name, run.uid, attempt)
         return {

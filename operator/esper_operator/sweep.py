@@ -128,7 +128,7 @@ class BusSweep:
                 has_claim = ended[word]
                 if not has_claim or not await self._keeper.has_heard(namespace, word, JOURNAL):
                     continue
-            await self._keeper.forget_run(namespace, word)
+            await self._keeper.remove_words(namespace, word)
             _log.info("%s/%s: what was left of it on the bus is removed", namespace, word)
 
     async def _is_as_before(self, namespace: str) -> bool:

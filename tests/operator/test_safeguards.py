@@ -15,6 +15,7 @@ from tests.operator import test_kube as kube
 from tests.operator import test_parts as parts
 from tests.operator import test_runs as runs
 from tests.operator.mutation import mutated
+from tests.planning import test_runs as planning
 
 Named = Callable[[], None]
 RED = (AssertionError, LookupError, StopIteration, pytest.fail.Exception)
@@ -55,12 +56,12 @@ SAFEGUARDS: dict[str, tuple[str, str, str, Named]] = {
         "esper_runtime.planning.runs",
         "own = [job for job in seen.jobs if job.owner == seen.uid]",
         "own = list(seen.jobs)",
-        runs.test_names_that_are_taken_are_left_alone_and_said_and_used_once_they_are_free,
+        planning.test_a_job_of_another_owner_under_the_name_is_left_alone_and_said,
     ),
     "uid of a run whose status is written": (
         "esper_operator.writer",
-        'if run is None or run["metadata"]["uid"] != uid:',
-        "if run is None:",
+        'if known is None or known["metadata"]["uid"] != uid:',
+        "if known is None:",
         parts.test_a_status_meets_a_change_of_the_run_and_is_written_and_never_to_another_run_of_the_name,
     ),
     "uid as the condition of a deletion": (
