@@ -68,6 +68,8 @@ class BusSweep:
     def __init__(self, keeper: BusKeeper, runs: Callable[[], Due], namespaces: Collection[str] = ()) -> None:
         self._keeper, self._runs, self._namespaces = keeper, runs, namespaces
         self._incarnations: dict[str, str] = {}
+        self._over: set[RunOnBus] = set()
+        self._left: set[tuple[str, str]] = set()
 
     async def restore(self) -> None:
         """Let runs in that go on and are not let in, as after a wipe of the bus.
@@ -102,34 +104,42 @@ class BusSweep:
     async def sweep(self) -> None:
         """Let in no more whatever has ended or is gone, and remove what it has left.
 
-        What there is is always listed before what there should be: what comes meanwhile is not swept.
+        What there is is always listed before what there should be: what comes meanwhile is not swept. Nor is
+        what was not left at the sweep before yet, for others try the bus with runs that are none.
 
         Raises:
             BusError: the bus cannot be reached, or refuses; the next call goes on.
         """
         let_in = {run for run in await self._keeper.runs() if self._is_ours(run[0])}
         going = self._runs().going
-        over = [run for run in let_in if RunOnBus(*run) not in going]
-        if over:
-            await self._keeper.revoke(*over)
-            _log.info("let in no more: %s", ", ".join(f"{run[0]}/{run[1]}" for run in over))
-        for namespace in await self._keeper.namespaces():
-            if self._is_ours(namespace):
-                await self._tidy(namespace)
+        over = {RunOnBus(*run) for run in let_in} - going.keys()
+        left = {
+            (namespace, word)
+            for namespace in await self._keeper.namespaces()
+            if self._is_ours(namespace)
+            for word in await self._left_in(namespace)
+        }
+        gone = [(run.namespace, run.name, run.uid) for run in over & self._over]
+        if gone:
+            await self._keeper.revoke(*gone)
+            _log.info("let in no more: %s", ", ".join(f"{run[0]}/{run[1]}" for run in gone))
+        for namespace, word in left & self._left:
+            await self._keeper.remove_words(namespace, word)
+            _log.info("%s/%s: what was left of it on the bus is removed", namespace, word)
+        self._over, self._left = over, left
 
-    async def _tidy(self, namespace: str) -> None:
-        """Remove what a namespace's streams hold of runs that are over."""
+    async def _left_in(self, namespace: str) -> set[str]:
+        """Names on the bus of runs that are over, and of which a namespace's streams hold something."""
         words = await self._keeper.runs_on_record(namespace)
         runs = self._runs()
         kept = {run.word for run in runs.going if run.namespace == namespace}
         ended = {run.word: claim for run, claim in runs.ended.items() if run.namespace == namespace}
-        for word in words - kept:
-            if word in ended:
-                has_claim = ended[word]
-                if not has_claim or not await self._keeper.has_heard(namespace, word, JOURNAL):
-                    continue
-            await self._keeper.remove_words(namespace, word)
-            _log.info("%s/%s: what was left of it on the bus is removed", namespace, word)
+        kept |= {
+            word
+            for word in words & ended.keys()
+            if not ended[word] or not await self._keeper.has_heard(namespace, word, JOURNAL)
+        }
+        return words - kept
 
     async def _is_as_before(self, namespace: str) -> bool:
         """Whether a namespace's streams are those that were there at the last look."""

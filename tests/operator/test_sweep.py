@@ -102,6 +102,8 @@ def test_what_an_earlier_operator_let_in_is_withdrawn_and_removed_once_its_statu
         async with cluster.keeper() as keeper:
             sweep = sweeper(keeper, world)
             await sweep.sweep()
+            assert ("team", "gone", gone.uid) in await keeper.runs(), "it may be another one's trial"
+            await sweep.sweep()
             assert await keeper.runs() == {("team", "going", going.uid)}
             with pytest.raises(BusError, match="refuses"):
                 await connect(cluster.address_of_run("team", "gone", gone.uid), "stale")
@@ -111,7 +113,8 @@ def test_what_an_earlier_operator_let_in_is_withdrawn_and_removed_once_its_statu
             feed = Feed(keeper.namespace, lambda key, _: world.process.runs.live(key), lambda key: None)
             feed.hear("team")
             await until(lambda: feed.heard == 6, "not everything was heard")
-            await sweep.sweep()
+            for _ in range(2):
+                await sweep.sweep()
             assert ended.word in await keeper.runs_on_record("team"), "its status does not say it yet"
             for name in ("going", "ended", "elsewhere"):
                 await world.process.runs.reconcile(key(name))
@@ -137,7 +140,9 @@ def test_runs_of_namespaces_that_are_not_watched_are_left_alone(cluster: Cluster
             theirs = RunOnBus("theirs", "small", "0123abcd-1111-2222-3333-444444444444")
             await speaks(cluster, keeper, theirs)
             world = await asyncio.to_thread(World)
-            await BusSweep(keeper, lambda: due(world.process.store), ("team",)).sweep()
+            sweep = BusSweep(keeper, lambda: due(world.process.store), ("team",))
+            for _ in range(2):
+                await sweep.sweep()
             assert ("theirs", "small", theirs.uid) in await keeper.runs()
             assert await keeper.runs_on_record("theirs") == {theirs.word}
 
