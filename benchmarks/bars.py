@@ -43,6 +43,7 @@ BARS = (
     "disruption",
     "only_urabrask",
     "cluster_bus",
+    "bus_wiped",
     "rejection",
     "operator_scale",
     "images",

@@ -162,7 +162,6 @@ class LibraryLink:
             self.settled |= {kernel for kernel in self._wanted.named if library.known(kernel) is None}
             self.connected = True
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._wish(library))
                 group.create_task(self._take(library))
                 group.create_task(self._look_for_blueprints(library))
                 group.create_task(self._wish_for_more(library))
@@ -175,10 +174,11 @@ class LibraryLink:
     async def _wish(self, library: Library) -> None:
         """Ask for what the run wants and the shelf lacks; a library that has lost its storage, for all."""
         there, _ = self._shelf.usable(self._specs, self._trust)
-        before, self._incarnation = self._incarnation, library.incarnation
+        now = library.incarnation
         for kernel, spec in list(self._specs.items()):
-            if kernel not in there or before not in (None, library.incarnation):
+            if kernel not in there or self._incarnation not in (None, now):
                 await library.wish(KernelWish(spec=spec, urgent=kernel in self._wanted.specs))
+        self._incarnation = now
 
     async def _wish_for_more(self, library: Library) -> None:
         while True:
@@ -236,9 +236,17 @@ class LibraryLink:
             self._shelf.put(archive, record.compiled, record.verdict, self._trust)
 
     async def _look_for_blueprints(self, library: Library) -> None:
-        """Wish for kernels of blueprints that people enter while the run goes on; drop archived ones."""
+        """Wish for kernels of blueprints that people enter while the run goes on; drop archived ones.
+
+        What the run itself wants is wished for first, and again where the library is another one than before.
+        """
+        wished: str | None = None
         while True:
-            for entry in (await library.blueprints()).values():
+            entries = await library.blueprints()
+            if library.incarnation != wished:
+                wished = library.incarnation
+                await self._wish(library)
+            for entry in entries.values():
                 if entry.archived is not None:
                     for kernel in [k for k, s in self._specs.items() if s.blueprint == entry.blueprint]:
                         del self._specs[kernel]

@@ -317,6 +317,7 @@ class LibraryReader:
         self._ignored += self._view.ignored
         self._view = LibraryView(self.trust)
         self._incarnation: str | None = None
+        self._sent_wishes.clear()
         names = (*BUCKETS.values(), *((WISHES,) if self._reads_wishes else ()), BLUEPRINTS)
         self._buckets = {
             name: Bucket(self._client, name, self._patience, forgets=name in (WISHES, BLUEPRINTS))

@@ -194,6 +194,29 @@ def test_a_quarantined_kernel_leaves_and_is_refused_by_the_shelf_from_then_on(
         shelf.open(shelf.artifacts(kernel)[0], ring.trust)
 
 
+def test_a_library_that_has_lost_its_storage_is_asked_again_for_what_the_run_has(
+    server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    model, shelf = growable("mlp"), Shelf(ring.home)
+    enter(server, ring, *model.blueprints.values())
+    link, wanted = linked(server, ring, model)
+    (kernel,) = wanted.specs
+
+    async def lose(library: Library) -> None:
+        js = library._client.jetstream()
+        for name in ("blueprints", "wishes", "compiled", "verdicts", "rulings"):
+            await js.delete_stream(f"KV_{name}")
+        await library.refresh()
+        assert kernel not in await library.wishes()
+
+    with Forge(server, ring, sandbox, tmp_path / "made"):
+        link.start(wanted, shelf, ring.trust)
+        eventually(lambda: kernel in link.settled)
+    with_library(server, ring, lose)
+    eventually(lambda: kernel in with_library(server, ring, lambda library: library.wishes()))
+    link.close()
+
+
 def test_reports_reach_the_library_once_also_from_a_process_that_goes_on(
     server: BundledServer, ring: KeyRing
 ) -> None:
