@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster_scene import ATTACKERS, RUNS, Scene
+from benchmarks.cluster_scene import ATTACKERS, RUNS, WORKS, Scene
 from benchmarks.cluster_server import ClusterServer
 from benchmarks.line import bar
 from benchmarks.only_urabrask import Attacker
@@ -25,12 +25,14 @@ from esper_runtime.contracts import (
     KernelState,
     Role,
 )
+from esper_runtime.forge.proposals import Proposals
 from esper_runtime.oona import BusRole, connect, disconnect
 from esper_runtime.oona.roles import TABLE
 from esper_runtime.oona.walls import Passage
 from esper_runtime.urza import Carrier, Library
 
 COMMAND = "python -m benchmarks.cluster_bus"
+DURABLES = tuple(f"{work}-cpu" for work in WORKS)
 WORDS = (b"", b"{}", b"+ACK", b'{"filter":">"}')
 """What is stored and sent: empty and harmless where it is a word, but a command where it is sent on."""
 
@@ -101,12 +103,10 @@ def requests(name: str, passages: tuple[Passage, ...]) -> Iterator[tuple[Passage
 def _concrete(pattern: str) -> tuple[str, ...]:
     if pattern.startswith("$JS.ACK."):
         start = pattern.removesuffix(".>")
-        names = ("compile-cpu", "evaluate-cpu") if "FORGE" in start else (start.split(".")[3],)
+        names = DURABLES if "FORGE" in start else (start.split(".")[3],)
         return tuple(f"$JS.ACK.{start.split('.')[2]}.{name}.1.1.1.1.0" for name in names)
     if "CONSUMER" in pattern:
-        return tuple(pattern.replace("*", name) for name in ("compile-cpu", "evaluate-cpu"))[
-            : 2 if "*" in pattern else 1
-        ]
+        return tuple(dict.fromkeys(pattern.replace("*", name) for name in DURABLES))
     if pattern == "$O.artifacts.>":
         return ("$O.artifacts.C.mine", "$O.artifacts.M.mine")
     return (pattern.replace("*", "mine").replace(">", "mine"),)
@@ -211,7 +211,7 @@ async def _listen_everywhere(scene: Scene, name: str, attacker: Attacker, tally:
                 tally.open.append(subject)
     for victim in scene.victims.values():
         for _ in range(5):
-            await victim.jetstream().stream_info("LIBRARY")
+            await victim.jetstream().stream_info("KV_blueprints")  # what each may read
         await victim.flush()
     await attacker.client.flush()
 
@@ -229,14 +229,16 @@ async def measure(server: ClusterServer, folder: Path) -> tuple[dict[str, Tally]
     async with scene.keeper:
         await scene.prepare()
         carrier = Carrier(await scene.keeper.namespace("team"), scene.library)
+        proposals = Proposals(await scene.keeper.core(), keys.trust)
         await carrier.carry()
         tallies = {}
         for name in ATTACKERS:
-            before = scene.library.ignored + carrier.ignored
+            before = scene.library.ignored + carrier.ignored + proposals.ignored
             tallies[name] = await attack(scene, name)
             await carrier.carry()
             await scene.library.refresh()
-            now = scene.library.ignored + carrier.ignored
+            await proposals.refresh()
+            now = scene.library.ignored + carrier.ignored + proposals.ignored
             tallies[name].ignored = Counter({str(why): count for why, count in (now - before).items()})
         wrong = [f"{scene.overheard} messages came to a foreign inbox"] if scene.overheard else []
         good, other = [await scene.library.record(kernel) for kernel in scene.kernels]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from nats.aio.client import Client
 
@@ -23,10 +23,11 @@ from esper_runtime.contracts import (
     Target,
     ValidationReport,
     Verdict,
+    Work,
     name_on_bus,
 )
 from esper_runtime.oona import BusAddress, BusRole, WorkQueue, connect, consumer_name
-from esper_runtime.oona.walls import Passage, of_library, of_role, of_run
+from esper_runtime.oona.walls import ROLES, Passage, of_library, of_role, of_run
 from esper_runtime.urza import Library
 
 UID, OTHER = "0123abcd-1111-2222-3333-444444444444", "89abcdef-1111-2222-3333-444444444444"
@@ -35,7 +36,11 @@ RUNS = {
     "neighbour": ("team", "large", OTHER),
     "rival": ("rivals", "small", UID),
 }
-ATTACKERS = (BusRole.TEZZERET.value, BusRole.URABRASK.value, BusRole.READER.value, "run")
+ATTACKERS = (*(role.value for role in ROLES), "run")
+
+
+WORKS: tuple[Work, ...] = get_args(Work)
+STREAMS = ("KV_verdicts", "LIBRARY", "FORGE", "PROPOSALS", "EVENTS", "PROGRESS", "OBJ_artifacts")
 
 
 class Scene:
@@ -62,8 +67,8 @@ class Scene:
         core = await self.keeper.core()
         self.library = Library(core, self.keys.trust, keeper=True)
         await self._fill()
-        for work in ("compile", "evaluate"):
-            await WorkQueue(core, work, "cpu").ensure()  # type: ignore[arg-type]
+        for work in WORKS:
+            await WorkQueue(core, work, "cpu").ensure()
         for namespace in ("team", "rivals"):
             js = (await self.keeper.namespace(namespace)).jetstream()
             for name, (place, run, uid) in RUNS.items():
@@ -139,11 +144,11 @@ class Scene:
         for bucket in ("verdicts", "compiled", "rulings", "blueprints", "notes", "wishes"):
             yield f"$KV.{bucket}.{kernel}.0"
             yield f"$KV.{bucket}.{kernel}"
-        yield from ("$O.artifacts.C.x", "$O.artifacts.M.x", "esper.library.events")
-        for work in ("compile", "evaluate"):
+        yield from ("$O.artifacts.C.x", "$O.artifacts.M.x", "esper.library.events", "esper.library.proposals")
+        for work in WORKS:
             yield f"esper.forge.{work}.cpu"
             yield f"esper.dead.{work}.cpu"
-        durables = {"FORGE": ["compile-cpu", "evaluate-cpu"], "EVENTS": []}
+        durables = {"FORGE": [f"{work}-cpu" for work in WORKS], "EVENTS": []}
         for namespace, run, uid in RUNS.values():
             on_bus = name_on_bus(run, uid)
             durables["EVENTS"].append(consumer_name(namespace, on_bus))
@@ -152,7 +157,7 @@ class Scene:
         for api in ("$JS.API", "esper.api"):
             yield f"{api}.INFO"
             yield f"{api}.STREAM.LIST"
-            for stream in ("KV_verdicts", "LIBRARY", "FORGE", "EVENTS", "PROGRESS", "OBJ_artifacts"):
+            for stream in STREAMS:
                 for verb in ("INFO", "CREATE", "UPDATE", "DELETE", "PURGE", "SNAPSHOT", "RESTORE"):
                     yield f"{api}.STREAM.{verb}.{stream}"
                 yield from (f"{api}.STREAM.MSG.{verb}.{stream}" for verb in ("GET", "DELETE"))

@@ -26,13 +26,21 @@ from esper_runtime.artifact.trust import (
     TrustList,
     read_trust_list,
 )
-from esper_runtime.contracts import ArtifactError, InputError, Role, Signature, Signed, Statement
+from esper_runtime.contracts import (
+    ArtifactError,
+    InputError,
+    Proposal,
+    Role,
+    Signature,
+    Signed,
+    Statement,
+)
 
 OVERLAP = timedelta(days=30)
 """How long a key that was replaced still verifies."""
 
 
-def sign_with(private: Ed25519PrivateKey, statement: Statement) -> Signed:
+def sign_with(private: Ed25519PrivateKey, statement: Statement | Proposal) -> Signed:
     """The statement with the signature of a key, whose role is to be one that may say it."""
     public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     data = statement_bytes(statement)
@@ -79,7 +87,7 @@ class KeyRing:
         with locked(self._folder):
             return self._in_use(role) or self._new(role)
 
-    def sign(self, role: Role, statement: Statement) -> Signed:
+    def sign(self, role: Role, statement: Statement | Proposal) -> Signed:
         """The statement with the signature of ``role``.
 
         Raises:

@@ -13,6 +13,7 @@ from esper_runtime.contracts import (
     Compiled,
     CompileFailed,
     ContractModel,
+    Proposal,
     Role,
     Ruling,
     Signature,
@@ -27,11 +28,12 @@ MAY_SAY: dict[type[ContractModel], Role] = {
     CompileFailed: Role.TEZZERET,
     Verdict: Role.URABRASK,
     Ruling: Role.PLANNER,
+    Proposal: Role.KARN,
 }
 """Whose signature makes which statement count."""
 
 _LARGEST = 1_048_576
-_STATEMENT: TypeAdapter[Statement] = TypeAdapter(Statement)
+_SAYING: TypeAdapter[Statement | Proposal] = TypeAdapter(Statement | Proposal)
 
 
 def key_id(public: bytes) -> str:
@@ -39,12 +41,12 @@ def key_id(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()[:16]
 
 
-def statement_bytes(statement: Statement) -> bytes:
+def statement_bytes(statement: Statement | Proposal) -> bytes:
     """The bytes that are signed: canonical JSON, camelCase."""
     return canonical_json(statement.model_dump(mode="json", by_alias=True))
 
 
-def parse_statement(text: str) -> Statement:
+def parse_statement(text: str) -> Statement | Proposal:
     """The statement in a text whose signature was checked before.
 
     Raises:
@@ -52,7 +54,7 @@ def parse_statement(text: str) -> Statement:
     """
     read_canonical(text.encode(), "the statement")
     try:
-        statement = _STATEMENT.validate_json(text, by_alias=True, by_name=False)
+        statement = _SAYING.validate_json(text, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "it"
@@ -124,7 +126,7 @@ def read_canonical(data: bytes, what: str) -> Any:
     return value
 
 
-def _check_agreement(statement: Statement) -> None:
+def _check_agreement(statement: Statement | Proposal) -> None:
     """A statement that says two things about one kernel says nothing."""
     if isinstance(statement, Compiled | CompileFailed):
         found = statement.spec.kernel_id

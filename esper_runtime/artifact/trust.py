@@ -17,6 +17,7 @@ from esper_runtime.contracts import (
     ArtifactError,
     Compiled,
     ContractModel,
+    Proposal,
     Role,
     Sha256,
     Signed,
@@ -129,7 +130,8 @@ class Trust:
         return self._current()
 
     def verify(self, signed: Signed, role: Role, at: datetime | None = None) -> Statement:
-        """The statement, where ``role`` has signed it; nothing of it is parsed before that is known.
+        """The statement on a kernel, where ``role`` has signed it; nothing of it is parsed before that is
+        known.
 
         Args:
             signed: the statement with its signature.
@@ -140,6 +142,26 @@ class Trust:
             ArtifactError: the key is unknown, of another role, expired or revoked; the signature is wrong;
                 the statement is not this role's to make, not canonical, or about a revoked digest.
         """
+        statement = self._verified(signed, role, at)
+        if isinstance(statement, Proposal):
+            raise ArtifactError(f"a {statement.kind} says nothing about a kernel")
+        if isinstance(statement, Compiled | Verdict) and statement.digest in self.keys.revoked_digests:
+            reason = self.keys.revoked_digests[statement.digest].reason
+            raise ArtifactError(f"the artifact {statement.digest[:16]} is revoked: {reason}")
+        return statement
+
+    def verify_proposal(self, signed: Signed) -> Proposal:
+        """What the generator proposes, where it has signed it.
+
+        Raises:
+            ArtifactError: as `verify`.
+        """
+        statement = self._verified(signed, Role.KARN, None)
+        if not isinstance(statement, Proposal):
+            raise ArtifactError(f"a {statement.kind} is no proposal")
+        return statement
+
+    def _verified(self, signed: Signed, role: Role, at: datetime | None) -> Statement | Proposal:
         known, key = self.keys, signed.signature.key
         found = known.find(key)
         if found is None:
@@ -166,9 +188,6 @@ class Trust:
         statement = parse_statement(signed.statement)
         if MAY_SAY[type(statement)] != role:
             raise ArtifactError(f"a {statement.kind} is not for {role} to say")
-        if isinstance(statement, Compiled | Verdict) and statement.digest in known.revoked_digests:
-            reason = known.revoked_digests[statement.digest].reason
-            raise ArtifactError(f"the artifact {statement.digest[:16]} is revoked: {reason}")
         return statement
 
 

@@ -6,7 +6,7 @@ from esper_runtime.blueprint.samples import sample_slots
 from esper_runtime.contracts import Blueprint, BlueprintBudget, BlueprintError, KernelInterface
 
 
-def screen(blueprint: Blueprint, slots: KernelInterface, budget: BlueprintBudget) -> str | None:
+def screen(blueprint: Blueprint, slots: KernelInterface, budget: BlueprintBudget) -> BlueprintError | None:
     """Why a blueprint is of no use in a class of slots; None where it may be.
 
     It goes through the same static check as a person's. Its price is that in the sample slots of the class:
@@ -20,15 +20,15 @@ def screen(blueprint: Blueprint, slots: KernelInterface, budget: BlueprintBudget
     try:
         validate(blueprint)
     except BlueprintError as error:
-        return str(error)
+        return error
     if len(blueprint.nodes) > budget.nodes:
-        return f"{len(blueprint.nodes)} nodes; the budget is {budget.nodes} [rule: budget]"
+        return BlueprintError("price", f"{len(blueprint.nodes)} nodes; at most {budget.nodes} are wanted")
     samples = sample_slots(blueprint, slots)
     if not samples:
-        return "it fits no slot of the class [rule: fit]"
+        return BlueprintError("fit", "it fits no slot of the class")
     prices = [cost(blueprint, slot) for slot in samples]
     for name, limit in (("parameters", budget.parameters), ("macs", budget.macs)):
         price = max(getattr(each, name) for each in prices)
         if limit is not None and price > limit:
-            return f"{price:,} {name}; the budget is {limit:,} [rule: budget]"
+            return BlueprintError("price", f"{price:,} {name} in a slot; at most {limit:,} are wanted")
     return None

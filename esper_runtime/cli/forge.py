@@ -240,6 +240,8 @@ def _data(found: "ForgeStatus", at_work: "ProcessTable | None") -> dict[str, obj
             for letter in found.letters
         ],
         "ignoredWords": found.ignored,
+        "invented": found.invented,
+        "refusedProposals": found.refused,
     }
 
 
@@ -264,6 +266,10 @@ def _print(found: "ForgeStatus", at_work: "ProcessTable | None") -> None:
         ]
         columns = ("id", "work", "kernel", "deliveries", "reason")
         table("Dead letters", columns, rows, ("id", "deliveries"))
+    if found.invented or found.refused:
+        counts = [(f"entered, {origin}", str(number)) for origin, number in found.invented.items()]
+        counts += [(f"refused, {reason}", str(number)) for reason, number in found.refused.items()]
+        table("Invented blueprints", ("what", "blueprints"), counts, ("blueprints",))
     for reason, number in found.ignored.items():
         click.echo(f"{number} {reason} words in the library do not count; see `esper library verify`")
 

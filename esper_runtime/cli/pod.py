@@ -92,6 +92,15 @@ def urabrask(config: Path, idle: float) -> int:
     return work_off(Role.URABRASK, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
 
 
+@pod.command(epilog=_EPILOG.format("karn"))
+@_config
+@_idle
+def karn(config: Path, idle: float) -> int:
+    """Invent blueprints until there is no more work."""
+    _settle(Role.KARN, config)
+    return work_off(Role.KARN, None, idle_seconds=idle, listen=os.environ.get(LISTEN_VARIABLE))
+
+
 @pod.command(
     epilog="""\b
 Examples:

@@ -1,4 +1,4 @@
-"""`esper worker`: a process that makes kernels, or tests them, until it is told to end."""
+"""`esper worker`: a process that makes kernels, tests them or invents blueprints, until it is told to end."""
 
 import asyncio
 import contextlib
@@ -65,6 +65,14 @@ def urabrask(bus: str | None, listen: str | None) -> int:
     return work_off(Role.URABRASK, bus, listen=listen)
 
 
+@worker.command(epilog=_EPILOG.format("karn"))
+@_bus
+@_listen
+def karn(bus: str | None, listen: str | None) -> int:
+    """Invent blueprints for trainings whose manifest asks for it (spec.innovation)."""
+    return work_off(Role.KARN, bus, listen=listen)
+
+
 def work_off(
     role: Role,
     bus: str | None,
@@ -75,7 +83,7 @@ def work_off(
     """Run a worker in this process until it is told to end, or has been idle for ``idle_seconds``."""
     import torch
 
-    from esper_runtime import tezzeret, urabrask
+    from esper_runtime import karn, tezzeret, urabrask
     from esper_runtime.artifact import KeyRing, esper_home
     from esper_runtime.cli.tamiyo import bus_address
     from esper_runtime.kasmina.kernels import current_target
@@ -87,7 +95,14 @@ def work_off(
     end_with_parent()
     torch.set_num_threads(1)
     address, keyring, target = bus_address(bus), KeyRing(esper_home()), current_target()
-    counts = tezzeret.Made() if role is Role.TEZZERET else urabrask.Judged()
+    counts: tezzeret.Made | urabrask.Judged | karn.Proposed
+    match role:
+        case Role.TEZZERET:
+            counts = tezzeret.Made()
+        case Role.URABRASK:
+            counts = urabrask.Judged()
+        case _:
+            counts = karn.Proposed()
 
     async def work() -> None:
         stop = asyncio.Event()
@@ -96,10 +111,12 @@ def work_off(
             loop.add_signal_handler(number, stop.set)
         if isinstance(counts, tezzeret.Made):
             await tezzeret.serve(address, keyring, target, stop=stop, idle_seconds=idle_seconds, done=counts)
-        else:
+        elif isinstance(counts, urabrask.Judged):
             await urabrask.serve(
                 address, keyring, target, stop=stop, idle_seconds=idle_seconds, judged=counts
             )
+        else:
+            await karn.serve(address, keyring, target.name, stop=stop, idle_seconds=idle_seconds, done=counts)
 
     click.echo(f"works for {target.name}", err=True)
     with contextlib.ExitStack() as stack:

@@ -17,6 +17,8 @@ from esper_runtime.contracts.errors import InputError
 LOCAL_NAMESPACE = "local"
 """Namespace of runs on one machine."""
 LIBRARY_SUBJECT = "esper.library.events"
+PROPOSALS_SUBJECT = "esper.library.proposals"
+"""Where the generator proposes blueprints."""
 
 NAMESPACE_VARIABLE, RUN_VARIABLE, UID_VARIABLE = "ESPER_NAMESPACE", "ESPER_RUN", "ESPER_RUN_UID"
 """Environment variables of a training pod: namespace, name and uid of its run's resource."""
@@ -143,7 +145,7 @@ class RunOnBus:
         return f"/runs/{self.namespace}/{self.run}"
 
 
-def forge_subject(work: Literal["compile", "evaluate"], target: str) -> str:
+def forge_subject(work: Literal["compile", "evaluate", "generate"], target: str) -> str:
     """``esper.forge.<work>.<target>``.
 
     Raises:

@@ -1,14 +1,69 @@
-"""What the forge's planner notes about its work, so that another one can go on after its death."""
+"""The forge's work: what lies in its queues, what was given up, and what the planner notes of it."""
 
 from typing import Literal
 
 from pydantic import Field
 
 from esper_runtime.contracts.base import ContractModel
-from esper_runtime.contracts.kernel import KernelId, Pipeline, Sha256, Target
+from esper_runtime.contracts.blueprint import Blueprint, BlueprintBudget
+from esper_runtime.contracts.kernel import (
+    InnovationId,
+    KernelId,
+    KernelInterface,
+    KernelSpec,
+    Pipeline,
+    Sha256,
+    Target,
+)
 
-Work = Literal["compile", "evaluate"]
+KernelWork = Literal["compile", "evaluate"]
 """The two kinds of work on a kernel, in their order."""
+Work = Literal["compile", "evaluate", "generate"]
+"""All kinds of work; the last one invents blueprints."""
+
+
+class CompileWork(ContractModel):
+    """An item of the queue ``esper.forge.compile.<target>``."""
+
+    spec: KernelSpec
+    graph: Blueprint
+    attempt: int = Field(default=1, ge=1, description="Counted by the planner.")
+
+
+class EvaluateWork(ContractModel):
+    """An item of the queue ``esper.forge.evaluate.<target>``."""
+
+    kernel: KernelId
+    digest: Sha256
+    attempt: int = Field(default=1, ge=1, description="Counted by the planner.")
+
+
+class GenerateWork(ContractModel):
+    """An item of the queue ``esper.forge.generate.<target>``: blueprints are to be proposed."""
+
+    wish: InnovationId
+    slots: KernelInterface = Field(description="That they have to fit.")
+    budget: BlueprintBudget = Field(default=BlueprintBudget(), description="Most that each may cost there.")
+    parents: tuple[Blueprint, ...] = Field(
+        default=(), max_length=8, description="Good ones, the best first, that may be changed."
+    )
+    number: int = Field(ge=1, le=16, description="So many.")
+    seed: int = Field(ge=0, le=2**53 - 1, description="That all draws follow from.")
+
+
+WorkSpec = CompileWork | EvaluateWork | GenerateWork
+
+
+class DeadWork(ContractModel):
+    """An item that was given up, with its reason; kept on the dead-letter stream."""
+
+    work: Work
+    target: str = Field(max_length=63)
+    item: WorkSpec | None = Field(default=None, description="Absent where it could not be read.")
+    payload: str | None = Field(default=None, max_length=65_536, description="Where it could not be read.")
+    reason: str = Field(max_length=2000)
+    deliveries: int = Field(ge=0)
+    time: str = Field(max_length=64)
 
 
 class WorkAttempt(ContractModel):
@@ -35,11 +90,11 @@ class KernelNote(ContractModel):
         default=(), max_length=1024, description="Runs whose reports of failure no longer count."
     )
 
-    def attempt(self, work: Work) -> WorkAttempt | None:
+    def attempt(self, work: KernelWork) -> WorkAttempt | None:
         """The latest try of a work."""
         return self.compile if work == "compile" else self.evaluate
 
-    def with_attempt(self, work: Work, attempt: WorkAttempt) -> "KernelNote":
+    def with_attempt(self, work: KernelWork, attempt: WorkAttempt) -> "KernelNote":
         """This note with another latest try."""
         return self.model_copy(update={work: attempt})
 

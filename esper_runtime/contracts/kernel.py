@@ -7,11 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from esper_runtime.contracts.base import ContractModel, canonical_json
-from esper_runtime.contracts.blueprint import Blueprint, Interface, InterfaceKind, SpanGeometry
+from esper_runtime.contracts.blueprint import Blueprint, Interface, InterfaceKind, Origin, SpanGeometry
 from esper_runtime.contracts.bus import utc_now
 
 BlueprintId = Annotated[str, StringConstraints(pattern=r"^bp-[0-9a-f]{12}$", max_length=15)]
 KernelId = Annotated[str, StringConstraints(pattern=r"^ck-[0-9a-f]{12}$", max_length=15)]
+InnovationId = Annotated[str, StringConstraints(pattern=r"^iw-[0-9a-f]{12}$", max_length=15)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -273,6 +274,7 @@ class Role(StrEnum):
     TEZZERET = "tezzeret"
     URABRASK = "urabrask"
     PLANNER = "planner"
+    KARN = "karn"
 
 
 class Signature(ContractModel):
@@ -380,6 +382,12 @@ class BlueprintEntry(ContractModel):
     )
     entered: str = Field(max_length=64, description="UTC, RFC 3339.")
     archived: str | None = Field(default=None, max_length=500, description="Why, where it is archived.")
+    wish: InnovationId | None = Field(default=None, description="For whom it was invented, where it was.")
+
+    @property
+    def invented(self) -> bool:
+        """Whether a generator made it."""
+        return self.origin in (Origin.GENERATED, Origin.MUTATED)
 
 
 class LibraryEvent(ContractModel):
@@ -408,33 +416,3 @@ class FieldReport(ContractModel):
     trial_gain: float | None = None
     parameters: int = Field(ge=0)
     twin: bool = Field(default=False, description="Whether a compiled twin ran in its place.")
-
-
-class CompileWork(ContractModel):
-    """An item of the queue ``esper.forge.compile.<target>``."""
-
-    spec: KernelSpec
-    graph: Blueprint
-    attempt: int = Field(default=1, ge=1, description="Counted by the planner.")
-
-
-class EvaluateWork(ContractModel):
-    """An item of the queue ``esper.forge.evaluate.<target>``."""
-
-    kernel: KernelId
-    digest: Sha256
-    attempt: int = Field(default=1, ge=1, description="Counted by the planner.")
-
-
-class DeadWork(ContractModel):
-    """An item that was given up, with its reason; kept on the dead-letter stream."""
-
-    work: Literal["compile", "evaluate"]
-    target: str = Field(max_length=63)
-    item: CompileWork | EvaluateWork | None = Field(
-        default=None, description="Absent where it could not be read."
-    )
-    payload: str | None = Field(default=None, max_length=65_536, description="Where it could not be read.")
-    reason: str = Field(max_length=2000)
-    deliveries: int = Field(ge=0)
-    time: str = Field(max_length=64)

@@ -256,6 +256,24 @@ class RunBudget(ContractModel):
     )
 
 
+class Innovation(ContractModel):
+    """Blueprints that are invented for the run while it trains."""
+
+    enabled: bool = Field(
+        default=False,
+        description="True: Karn invents blueprints for the run's slots, and those that pass Urabrask's tests "
+        "may be planted. When they come depends on the library's workers, so that two such runs need not "
+        "grow the same. `growth.blueprints` counts for them too; their names begin with `karn-`.",
+    )
+    blueprints: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="Most that are invented for this run; of those that were invented for others and passed, "
+        "it takes up as many.",
+    )
+
+
 class RunSpec(ContractModel):
     """What to train, how, and how it may grow."""
 
@@ -263,6 +281,7 @@ class RunSpec(ContractModel):
     task: Source = Field(description="Data, loss and metric.")
     training: Training = Field(description="How it is trained.")
     growth: Growth = Field(default=Growth(), description="When, where and what may grow.")
+    innovation: Innovation = Field(default=Innovation(), description="Blueprints invented for it.")
     checkpoint: Checkpointing = Field(default=Checkpointing(), description="Checkpoints.")
     output: Output = Field(default=Output(), description="The finished model.")
     budget: RunBudget = Field(default=RunBudget(), description="Limits of time.")

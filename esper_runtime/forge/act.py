@@ -5,11 +5,13 @@ from collections.abc import Callable
 from nats.aio.client import Client
 
 from esper_runtime.contracts import (
+    BlueprintEntry,
     CompileWork,
     DeadWork,
     EvaluateWork,
     KernelNote,
     KernelState,
+    KernelWork,
     Ruling,
     Signed,
     Work,
@@ -21,7 +23,9 @@ from esper_runtime.oona import WorkQueue, publish
 from esper_runtime.planning import (
     Action,
     Compile,
+    EnterProposal,
     Evaluate,
+    Generate,
     GiveUpWork,
     Quarantine,
     Reinstate,
@@ -60,7 +64,7 @@ class Actor:
             self._queues[key] = queue
         return self._queues[key]
 
-    async def carry_out(self, action: Action) -> None:
+    async def carry_out(self, action: Action | EnterProposal | Generate) -> None:
         """Do one thing.
 
         Raises:
@@ -79,6 +83,19 @@ class Actor:
                 await self._rule(Ruling(kernel=kernel, state=KernelState.QUARANTINED, reason=reason))
             case Reinstate(kernel, reason):
                 await self._rule(Ruling(kernel=kernel, state=KernelState.VALIDATED, reason=reason))
+            case Generate(work, target):
+                queue = await self.queue("generate", target)
+                await queue.publish(work, f"{work.wish}-{work.seed}", patience=PATIENCE)
+            case EnterProposal(proposed):
+                graph = proposed.proposal.graph
+                entry = BlueprintEntry(
+                    blueprint=proposed.blueprint,
+                    graph=graph,
+                    origin=graph.provenance.origin.value,
+                    entered=utc_now(),
+                    wish=proposed.proposal.wish,
+                )
+                await self._library.put_entry(entry)
 
     async def _publish(self, action: Compile | Evaluate) -> None:
         work = _kind(action)
@@ -132,7 +149,7 @@ def forgiven(note: KernelNote) -> KernelNote:
     return note.model_copy(update={"dropped": None, **changes})
 
 
-def _kind(action: Compile | Evaluate) -> Work:
+def _kind(action: Compile | Evaluate) -> KernelWork:
     return "compile" if isinstance(action, Compile) else "evaluate"
 
 

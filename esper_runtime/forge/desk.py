@@ -9,11 +9,18 @@ import nats.errors
 from nats.aio.client import Client
 
 from esper_runtime.artifact import Trust
-from esper_runtime.contracts import InputError, KernelNote, KernelRecord, KernelState, nearest
+from esper_runtime.contracts import (
+    GenerateWork,
+    InputError,
+    KernelNote,
+    KernelRecord,
+    KernelState,
+    nearest,
+)
 from esper_runtime.forge.act import forgiven
 from esper_runtime.forge.letters import Letter
 from esper_runtime.forge.observe import QUEUE, Observer
-from esper_runtime.planning import ForgeState
+from esper_runtime.planning import ForgeState, plan_innovation
 from esper_runtime.urza import Library
 
 
@@ -35,12 +42,16 @@ class ForgeStatus:
         queues: those that hold something.
         letters: dead letters.
         ignored: words in the library that do not count, by reason.
+        invented: blueprints in the library that were invented, by origin.
+        refused: proposals that were not entered, by reason, as far as they are kept.
     """
 
     states: dict[str, int]
     queues: tuple[QueueDepth, ...]
     letters: Sequence[Letter]
     ignored: dict[str, int]
+    invented: dict[str, int]
+    refused: dict[str, int]
 
 
 class Desk:
@@ -66,11 +77,17 @@ class Desk:
         waiting = await self._observer.items()
         counts = Counter(_state(record, state) for record in state.records.values())
         counts.update({KernelState.PENDING: len(state.wishes.keys() - state.records.keys())})
+        innovation = await self._observer.innovation(state)
+        refused = Counter(plan_innovation(innovation).refused if innovation is not None else {})
+        refused += self._observer.proposals.ignored
+        invented = Counter(entry.origin for entry in state.blueprints.values() if entry.invented)
         return ForgeStatus(
             states={each.value: counts[each] for each in KernelState if counts[each]},
             queues=tuple(QueueDepth(*key, items) for key, items in sorted(waiting.items())),
             letters=self._observer.letters.all,
             ignored={fault.value: number for fault, number in self._library.ignored.items() if number},
+            invented=dict(sorted(invented.items())),
+            refused=dict(sorted(refused.items())),
         )
 
     async def retry(self, name: str) -> str:
@@ -84,6 +101,10 @@ class Desk:
             BusError: the bus does not answer.
         """
         state = await self._observer.look()
+        letter = self._letter(name)
+        if letter is not None and isinstance(letter.dead.item, GenerateWork):
+            await self._observer.letters.remove(letter.number)
+            return f"dead letter {letter.number}: blueprints are asked for again by the next forge that runs"
         kernel = self._kernel(name, state)
         record = state.records.get(kernel)
         if record is not None and record.state in (KernelState.VALIDATED, KernelState.SUPERSEDED):
@@ -109,8 +130,10 @@ class Desk:
             BusError: the bus does not answer.
         """
         await self._observer.letters.refresh()
-        kernels = {letter.kernel: None for letter in self._observer.letters.all if letter.kernel is not None}
-        return [await self.retry(kernel) for kernel in kernels]
+        letters = self._observer.letters.all
+        names = {letter.kernel: None for letter in letters if letter.kernel is not None}
+        names |= {str(one.number): None for one in letters if isinstance(one.dead.item, GenerateWork)}
+        return [await self.retry(name) for name in names]
 
     async def drop(self, name: str) -> str:
         """Take a dead letter off the list and have its kernel left alone; returns what was done.
@@ -124,6 +147,11 @@ class Desk:
         """
         state = await self._observer.look()
         letter = self._letter(name)
+        if letter is not None and isinstance(letter.dead.item, GenerateWork):
+            raise InputError(
+                f"dead letter {name} is about no kernel: while it is there nothing is invented for the run "
+                f"that wants it; `esper forge retry {name}` asks again"
+            )
         if letter is not None and letter.kernel is None:
             await self._observer.letters.remove(letter.number)
             return f"dead letter {letter.number}: dropped"

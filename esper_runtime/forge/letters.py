@@ -7,7 +7,7 @@ import nats.errors
 from nats.aio.client import Client
 from pydantic import ValidationError
 
-from esper_runtime.contracts import BusError, DeadWork, EvaluateWork
+from esper_runtime.contracts import BusError, CompileWork, DeadWork, EvaluateWork
 from esper_runtime.oona import Tail
 
 STREAM = "DEAD"
@@ -22,16 +22,18 @@ class Letter:
 
     @property
     def kernel(self) -> str | None:
-        """What it is about; None where the item could not be read."""
+        """What it is about; None where it is about none, or could not be read."""
         return kernel_of(self.dead)
 
 
 def kernel_of(dead: DeadWork) -> str | None:
-    """The kernel that a dead letter is about; None where the item could not be read."""
-    item = dead.item
-    if item is None:
-        return None
-    return item.kernel if isinstance(item, EvaluateWork) else item.spec.kernel_id
+    """The kernel that a dead letter is about; None where it is about none, or could not be read."""
+    match dead.item:
+        case EvaluateWork(kernel=kernel):
+            return kernel
+        case CompileWork(spec=spec):
+            return spec.kernel_id
+    return None
 
 
 class DeadLetters:

@@ -14,8 +14,9 @@ from esper_runtime.artifact import Trust
 from esper_runtime.contracts import BusError, CloudEvent, FieldReport, InputError, KernelNote, Work
 from esper_runtime.forge.letters import DeadLetters
 from esper_runtime.forge.notes import Notes
+from esper_runtime.forge.proposals import Proposals
 from esper_runtime.oona import Tail, get_kept
-from esper_runtime.planning import ForgeState, QueueView
+from esper_runtime.planning import ForgeState, InnovationState, QueueView
 from esper_runtime.urza import Library
 
 QUEUE = "FORGE"
@@ -33,6 +34,7 @@ class Observer:
     def __init__(self, client: Client, library: Library, trust: Trust) -> None:
         self.notes = Notes(client)
         self.letters = DeadLetters(client)
+        self.proposals = Proposals(client, trust)
         self._js = client.jetstream()
         self._library, self._trust = library, trust
         self._reports_tail = Tail(self._js, "REPORTS")
@@ -59,6 +61,29 @@ class Observer:
             dead=[letter.dead for letter in self.letters.all],
             reports=tuple(self._reports),
             revoked=frozenset(self._trust.keys.revoked_digests),
+        )
+
+    async def innovation(self, state: ForgeState) -> InnovationState | None:
+        """What there is of innovation beside ``state``; None where no training wants any.
+
+        Raises:
+            BusError: the bus does not answer.
+            ArtifactError: the list of trusted keys may not be used.
+        """
+        wishes = await self._library.innovations()
+        if not wishes:
+            return None
+        depths = await self.items()
+        await self.proposals.refresh()  # after the queue: what a piece of work has yielded is not missed
+        return InnovationState(
+            now=state.now,
+            wishes=wishes,
+            proposals=self.proposals.judged(wishes),
+            blueprints=await self._library.blueprints(),
+            records=state.records,
+            reports=state.reports,
+            dead=state.dead,
+            depths=depths,
         )
 
     async def items(self) -> dict[tuple[Work, str], int]:

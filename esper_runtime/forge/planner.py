@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import nats.errors
 from nats.aio.client import Client
@@ -14,7 +15,14 @@ from esper_runtime.contracts import LIBRARY_SUBJECT, BusError, EsperError, Origi
 from esper_runtime.forge.act import Actor
 from esper_runtime.forge.news import News
 from esper_runtime.forge.observe import Observer
-from esper_runtime.planning import ForgePlan, ForgePolicy, ForgeState, plan_forge
+from esper_runtime.planning import (
+    ForgePlan,
+    ForgePolicy,
+    ForgeState,
+    InnovationPlan,
+    plan_forge,
+    plan_innovation,
+)
 from esper_runtime.urza import Library
 
 LOOK_SECONDS = 1.0
@@ -49,6 +57,8 @@ class Planner:
         self.actor = Actor(client, self.library, sign, self.observer.notes)
         self.state = ForgeState(now=0.0)
         """What was seen last."""
+        self.refused: Mapping[str, int] = {}
+        """Proposals of the generator that were not entered, by reason, as far as they are kept."""
         self._news = news
         self._heard: list[Subscription] = []
 
@@ -104,8 +114,12 @@ class Planner:
         Raises:
             BusError: the bus does not answer.
         """
-        plan = plan_forge(await self.look(), policy)
-        for action in plan.actions:
+        state = await self.look()
+        plan = plan_forge(state, policy)
+        innovation = await self.observer.innovation(state)
+        more = plan_innovation(innovation) if innovation is not None else InnovationPlan()
+        self.refused = Counter(more.refused) + self.observer.proposals.ignored
+        for action in (*plan.actions, *more.actions):
             try:
                 await self.actor.carry_out(action)
             except BusError:

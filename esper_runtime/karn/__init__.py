@@ -7,5 +7,7 @@ Urabrask and trainings can say. Nothing here needs torch.
 from esper_runtime.karn.draw import draw
 from esper_runtime.karn.grammar import GENERATOR
 from esper_runtime.karn.mutate import mutate
+from esper_runtime.karn.propose import propose
+from esper_runtime.karn.worker import Proposed, serve
 
-__all__ = ["GENERATOR", "draw", "mutate"]
+__all__ = ["GENERATOR", "Proposed", "draw", "mutate", "propose", "serve"]

@@ -35,9 +35,9 @@ def draw(slots: KernelInterface, budget: BlueprintBudget, random: Random) -> Blu
         GenerationError: none was found in `TRIES` tries: the budget is too small, or the class is one that
             nothing fits.
     """
-    refused = _impossible(Grammar(slots))
-    if refused is not None:
-        raise GenerationError(f"no blueprint can be drawn for such slots: {refused}")
+    impossible = _impossible(Grammar(slots))
+    if impossible is not None:
+        raise GenerationError(f"no blueprint can be drawn for such slots: {impossible}")
     for _ in range(TRIES):
         blueprint = first_try(slots, budget, random)
         refused = screen(blueprint, slots, budget)

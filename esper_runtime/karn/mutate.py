@@ -42,7 +42,8 @@ def mutate(parent: Blueprint, slots: KernelInterface, budget: BlueprintBudget, r
     if (parent.interface, parent.span) != (slots.kind, grammar.is_span):
         sort = f"{slots.kind}{' spans' if grammar.is_span else ''}"
         raise GenerationError(f"{parent.name} cannot be changed into one for {sort}: it is made for others")
-    identity, refused = canonical_id(parent), "nothing was changed"
+    identity = canonical_id(parent)
+    refused: object = "nothing was changed"
     made = Provenance(origin=Origin.MUTATED, parents=(identity,), generator=GENERATOR)
     for _ in range(TRIES):
         edit = _Edit(parent, grammar, random)
@@ -52,7 +53,7 @@ def mutate(parent: Blueprint, slots: KernelInterface, budget: BlueprintBudget, r
             said = f"{parent.name}: {'; '.join(edit.said)}"
             child = grammar.blueprint(edit.reachable(), edit.output, made, said)
         except (BlueprintError, ValueError) as error:
-            refused = str(error)
+            refused = error
             continue
         reason = screen(child, slots, budget)
         if reason is None and child.name != f"karn-{identity.removeprefix('bp-')}":

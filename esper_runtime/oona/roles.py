@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from esper_runtime.contracts import LIBRARY_SUBJECT, BusError
+from esper_runtime.contracts import LIBRARY_SUBJECT, PROPOSALS_SUBJECT, BusError
 
 
 class BusRole(StrEnum):
@@ -24,6 +24,7 @@ class BusRole(StrEnum):
     PLANNER = "planner"
     TEZZERET = "tezzeret"
     URABRASK = "urabrask"
+    KARN = "karn"
     TRAINING = "training"
     READER = "reader"
 
@@ -75,7 +76,7 @@ TABLE: Mapping[BusRole, Rights] = {
             LIBRARY_SUBJECT,
         ),
         hears=("esper.>", "$KV.>", "$JS.EVENT.ADVISORY.>"),
-        reads=(*_LIBRARY, "KV_notes", "FORGE", "DEAD", "REPORTS"),
+        reads=(*_LIBRARY, "KV_notes", "FORGE", "DEAD", "REPORTS", "PROPOSALS"),
     ),
     BusRole.TEZZERET: Rights(
         says=("$KV.compiled.>", "$O.artifacts.>", "esper.dead.compile.*", LIBRARY_SUBJECT),
@@ -87,6 +88,11 @@ TABLE: Mapping[BusRole, Rights] = {
         says=("$KV.verdicts.>", "esper.dead.evaluate.*", LIBRARY_SUBJECT),
         hears=(LIBRARY_SUBJECT,),
         reads=(*_LIBRARY, "REPORTS"),
+        works=("FORGE",),
+    ),
+    BusRole.KARN: Rights(
+        says=(PROPOSALS_SUBJECT, "esper.dead.generate.*"),
+        reads=("KV_blueprints",),  # what is new is what is not there
         works=("FORGE",),
     ),
     BusRole.TRAINING: Rights(

@@ -1,21 +1,23 @@
-"""The streams that Esper needs, made where they lack; what exists is never shrunk, changed or deleted."""
+"""The streams that Esper needs, made where they lack. One that exists is given the subjects that it lacks,
+and is never shrunk, changed otherwise or deleted."""
 
 import enum
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
 
-from esper_runtime.contracts import LIBRARY_SUBJECT, BusError
+from esper_runtime.contracts import LIBRARY_SUBJECT, PROPOSALS_SUBJECT, BusError, Work
 
 _HOUR, _DAY, _MIB = 3600.0, 86400.0, 1024 * 1024
 DUPLICATE_WINDOW = 120.0
 """Seconds in which a message with an id that is known is stored only once."""
 
 
+_WORKS: tuple[Work, ...] = get_args(Work)
 _MEANING = ("retention", "discard", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
 
 
@@ -34,7 +36,7 @@ def _stream(name: str, subjects: list[str], **settings: Any) -> StreamConfig:
 def stream_configs() -> tuple[StreamConfig, ...]:
     """What each stream holds and how much: telemetry 72 h, state and progress the last of each run,
     events 30 days, reports and library events for good (full streams refuse, they do not forget), work until
-    it is done, work that was given up as long as there is room."""
+    it is done, work that was given up as long as there is room, the last 1,000 proposals."""
     run = "esper.run.*.*."
     return (
         _stream("TELEMETRY", [run + "telemetry"], max_age=72 * _HOUR, max_bytes=512 * _MIB),
@@ -54,12 +56,13 @@ def library_streams() -> tuple[StreamConfig, ...]:
         _stream("LIBRARY", [LIBRARY_SUBJECT], discard=DiscardPolicy.NEW, max_bytes=256 * _MIB),
         _stream(
             "FORGE",
-            ["esper.forge.compile.*", "esper.forge.evaluate.*"],
+            [f"esper.forge.{work}.*" for work in _WORKS],
             retention=RetentionPolicy.WORK_QUEUE,
             discard=DiscardPolicy.NEW,
             max_bytes=256 * _MIB,
         ),
-        _stream("DEAD", ["esper.dead.compile.*", "esper.dead.evaluate.*"], max_bytes=64 * _MIB),
+        _stream("DEAD", [f"esper.dead.{work}.*" for work in _WORKS], max_bytes=64 * _MIB),
+        _stream("PROPOSALS", [PROPOSALS_SUBJECT], max_msgs=1000, max_bytes=64 * _MIB, max_age=30 * _DAY),
     )
 
 
@@ -101,6 +104,7 @@ async def ensure(js: JetStreamContext, configs: Iterable[StreamConfig]) -> list[
             if existing is None:
                 existing = await _make(js, wanted)
                 made.append(wanted.name)
+            existing = await _widened(js, wanted, existing)
         except (TimeoutError, nats.errors.TimeoutError) as error:
             raise BusError(
                 f"stream {wanted.name}: the server did not answer; is JetStream allowed?"
@@ -118,6 +122,18 @@ async def _existing(js: JetStreamContext, name: str) -> StreamConfig | None:
         return (await js.stream_info(name)).config
     except NotFoundError:
         return None
+
+
+async def _widened(js: JetStreamContext, wanted: StreamConfig, existing: StreamConfig) -> StreamConfig:
+    """The stream with all subjects of ours, which an earlier version may have made with fewer."""
+    theirs = existing.subjects or []
+    lacking = [subject for subject in wanted.subjects or () if subject not in theirs]
+    if not lacking or not set(theirs) <= set(wanted.subjects or ()):
+        return existing
+    try:
+        return (await js.update_stream(existing.evolve(subjects=[*theirs, *lacking]))).config
+    except APIError:
+        return existing  # not ours to change, or another stream's subjects: `_check` says what it lacks
 
 
 async def _make(js: JetStreamContext, wanted: StreamConfig) -> StreamConfig:

@@ -15,7 +15,7 @@ from esper_runtime.contracts import LIBRARY_SUBJECT, Channel, run_subject
 from esper_runtime.oona.nkeys import IMPORTED_API
 from esper_runtime.oona.roles import TABLE, BusRole
 
-ROLES = (BusRole.TEZZERET, BusRole.URABRASK, BusRole.READER)
+ROLES = (BusRole.TEZZERET, BusRole.URABRASK, BusRole.KARN, BusRole.READER)
 """Roles with an account of their own. The planner is trusted with the core, and trainings have accounts."""
 
 _API = "$JS.API."

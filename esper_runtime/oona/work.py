@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import nats.errors
 import nats.js.errors
@@ -17,6 +17,9 @@ from esper_runtime.contracts import (
     CompileWork,
     DeadWork,
     EvaluateWork,
+    GenerateWork,
+    Work,
+    WorkSpec,
     check_subject_word,
     forge_subject,
     utc_now,
@@ -29,8 +32,11 @@ MOST_DELIVERIES = 5
 ACK_WAIT = 30.0
 """Seconds after which an item comes again, unless its worker says `WorkItem.in_progress`."""
 
-Work = Literal["compile", "evaluate"]
-_MODELS: dict[Work, type[CompileWork | EvaluateWork]] = {"compile": CompileWork, "evaluate": EvaluateWork}
+_MODELS: dict[Work, type[WorkSpec]] = {
+    "compile": CompileWork,
+    "evaluate": EvaluateWork,
+    "generate": GenerateWork,
+}
 _MORE = 0.005
 _PATIENCE = 5.0
 
@@ -45,7 +51,7 @@ class WorkItem:
         deliveries: how often it was handed out, this time included.
     """
 
-    def __init__(self, queue: "WorkQueue", message: Msg, spec: CompileWork | EvaluateWork) -> None:
+    def __init__(self, queue: "WorkQueue", message: Msg, spec: WorkSpec) -> None:
         self.spec = spec
         self.deliveries = message.metadata.num_delivered
         self._queue = queue
@@ -132,14 +138,12 @@ class WorkQueue:
         except (OSError, nats.errors.Error) as error:
             raise BusError(f"{self.subject}: the consumer cannot be made ({error})") from error
 
-    async def publish(
-        self, item: CompileWork | EvaluateWork, identity: str, *, patience: float | None = None
-    ) -> int:
+    async def publish(self, item: WorkSpec, identity: str, *, patience: float | None = None) -> int:
         """Put an item on the queue; one with an identity that came within 120 s is stored once.
 
         Args:
             item: of this queue's kind.
-            identity: kernel id and attempt.
+            identity: kernel id and attempt, or wish and seed.
             patience: seconds to try for; None: for ever.
 
         Returns:
@@ -179,7 +183,7 @@ class WorkQueue:
             return None
         return int(info.num_pending) + int(info.num_ack_pending)
 
-    async def bury(self, message: Msg, item: CompileWork | EvaluateWork | None, reason: str) -> None:
+    async def bury(self, message: Msg, item: WorkSpec | None, reason: str) -> None:
         """Keep an item on the dead letters, then take it off the queue (see `WorkItem.give_up`)."""
         payload = None if item is not None else message.data.decode(errors="replace")[:65_536]
         letter = DeadWork(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from esper_runtime.contracts import (
     BlueprintEntry,
+    CompileWork,
     DeadWork,
     EvaluateWork,
     FieldReport,
@@ -17,8 +18,8 @@ from esper_runtime.contracts import (
     KernelSpec,
     KernelState,
     KernelWish,
+    KernelWork,
     Target,
-    Work,
     WorkAttempt,
 )
 from esper_runtime.planning.rulings import Quarantine, QuarantineRule, Reinstate, Supersede, plan_rulings
@@ -158,12 +159,17 @@ class _Works:
 
     def __init__(self, state: ForgeState, queue: QueueView, policy: ForgePolicy) -> None:
         self._state, self._queue, self._policy = state, queue, policy
-        self._given_up: dict[tuple[str, Work], int] = {}
+        self._given_up: dict[tuple[str, KernelWork], int] = {}
         for letter in state.dead:
-            if letter.item is not None:
-                key = _kernel_of(letter), letter.work
-                self._given_up[key] = max(self._given_up.get(key, 0), letter.item.attempt)
+            match letter.item:
+                case CompileWork(spec=lost, attempt=attempt):
+                    self._give_up((lost.kernel_id, "compile"), attempt)
+                case EvaluateWork(kernel=kernel, attempt=attempt):
+                    self._give_up((kernel, "evaluate"), attempt)
         self._wakes: list[float] = []
+
+    def _give_up(self, key: tuple[str, KernelWork], attempt: int) -> None:
+        self._given_up[key] = max(self._given_up.get(key, 0), attempt)
 
     def plan(self, rulings: tuple[Action, ...]) -> ForgePlan:
         wanted: list[Compile | Evaluate | Retry] = []
@@ -256,16 +262,11 @@ class _Works:
         return wish.spec.target.name if wish is not None else None
 
 
-def _kernel_of(letter: DeadWork) -> str:
-    assert letter.item is not None
-    return letter.item.kernel if isinstance(letter.item, EvaluateWork) else letter.item.spec.kernel_id
-
-
 def _work_of(step: Compile | Evaluate | Retry) -> Compile | Evaluate:
     return step.work if isinstance(step, Retry) else step
 
 
-def _kind(work: Compile | Evaluate) -> Work:
+def _kind(work: Compile | Evaluate) -> KernelWork:
     return "compile" if isinstance(work, Compile) else "evaluate"
 
 

@@ -18,7 +18,8 @@ LONGEST_WAIT = 600.0
 FORGET_SECONDS = 3600.0
 """After so long the last failure is forgotten, and its Job removed."""
 
-WORK: Mapping[Role, Work] = {Role.TEZZERET: "compile", Role.URABRASK: "evaluate"}
+WORK: Mapping[Role, Work] = {Role.TEZZERET: "compile", Role.URABRASK: "evaluate", Role.KARN: "generate"}
+_FORGE = (Role.TEZZERET, Role.URABRASK)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PoolSeen:
     @property
     def works(self) -> bool:
         """Whether it both makes and tests kernels."""
-        return all(self.limits.get(role, 0) > 0 for role in WORK)
+        return all(self.limits.get(role, 0) > 0 for role in _FORGE)
 
 
 @dataclass(frozen=True)

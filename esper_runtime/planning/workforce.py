@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from esper_runtime.contracts import Role
 
-WORKERS = (Role.URABRASK, Role.TEZZERET)
-"""Roles that work, the one that goes first when there are too few: what is nearly done is of use sooner."""
+WORKERS = (Role.URABRASK, Role.TEZZERET, Role.KARN)
+"""Roles that work, those that go first when there are too few: what is nearly done is of use sooner."""
 IDLE_SECONDS = 60.0
+MOST_IDLE = 2
+"""Idle workers that may stay where fewer than so many may work."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ def workers_wanted(depths: Mapping[Role, Depth], running: Mapping[Role, int], li
     A role whose depth is not known keeps what it has. Where something is compiled there is one to test it
     soon after. One that has nothing to do keeps its workers for `IDLE_SECONDS`, unless another one needs the
     place. Where the limit is 1 each role that has work gets one
-    all the same: the two share a core.
+    all the same: they share a core.
 
     Args:
         depths: for each role of `WORKERS`; a missing one is not known.
@@ -57,7 +59,7 @@ def workers_wanted(depths: Mapping[Role, Depth], running: Mapping[Role, int], li
     for role in WORKERS:
         depth = depths.get(role, Depth(None))
         if depth.items == 0 and not wanted[role] and depth.idle_seconds < IDLE_SECONDS:
-            room = max(limit, len(WORKERS)) - sum(wanted.values())
+            room = max(limit, MOST_IDLE) - sum(wanted.values())
             wanted[role] = max(0, min(running.get(role, 0), room))
     return wanted
 

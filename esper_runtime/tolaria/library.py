@@ -18,9 +18,11 @@ from esper_runtime.artifact import Trust
 from esper_runtime.blueprint import misfit
 from esper_runtime.contracts import (
     Blueprint,
+    BlueprintEntry,
     Channel,
     EsperError,
     FieldReport,
+    InnovationWish,
     Interface,
     KernelError,
     KernelRecord,
@@ -57,6 +59,7 @@ class Wanted:
         target: that kernels are made for.
         allows: whether the manifest allows a blueprint.
         named: other kernels that the run had before, by its journal.
+        innovation: what it wants to have invented; None: it takes up nothing that was.
     """
 
     specs: Mapping[str, KernelSpec]
@@ -64,6 +67,7 @@ class Wanted:
     target: Target
     allows: Callable[[Blueprint], bool]
     named: frozenset[str] = frozenset()
+    innovation: InnovationWish | None = None
 
 
 class LibraryLink:
@@ -83,6 +87,8 @@ class LibraryLink:
     ) -> None:
         self.made = made
         """Whether anybody may be there who makes what is wished for; False: waiting for it is of no use."""
+        self.run = f"{place.namespace}/{place.run}"
+        """The run's place on the bus."""
         self.offers: deque[Offer] = deque()
         """What the library has that the run does not have yet, for the training thread."""
         self.connected = False
@@ -102,6 +108,8 @@ class LibraryLink:
         self._wanted, self._shelf, self._trust = wanted, shelf, trust
         self._specs = dict(wanted.specs)
         self._seen: set[str] = {spec.blueprint for spec in wanted.specs.values()}
+        self._fitting: dict[str, dict[str, KernelSpec]] = {}
+        self._adopted = 0
         self._loop = asyncio.new_event_loop()
         self._thread.start()
 
@@ -172,12 +180,15 @@ class LibraryLink:
             await disconnect(client)
 
     async def _wish(self, library: Library) -> None:
-        """Ask for what the run wants and the shelf lacks; a library that has lost its storage, for all."""
+        """Ask for what the run wants and the shelf lacks, and for what is to be invented; a library that has
+        lost its storage, for all."""
         there, _ = self._shelf.usable(self._specs, self._trust)
         now = library.incarnation
         for kernel, spec in list(self._specs.items()):
             if kernel not in there or self._incarnation not in (None, now):
                 await library.wish(KernelWish(spec=spec, urgent=kernel in self._wanted.specs))
+        if self._wanted.innovation is not None:
+            await library.want_invented(self._wanted.innovation)
         self._incarnation = now
 
     async def _wish_for_more(self, library: Library) -> None:
@@ -236,7 +247,8 @@ class LibraryLink:
             self._shelf.put(archive, record.compiled, record.verdict, self._trust)
 
     async def _look_for_blueprints(self, library: Library) -> None:
-        """Wish for kernels of blueprints that people enter while the run goes on; drop archived ones.
+        """Wish for kernels of blueprints that people enter, or Karn invents, while the run goes on; drop
+        archived ones.
 
         What the run itself wants is wished for first, and again where the library is another one than before.
         """
@@ -252,20 +264,42 @@ class LibraryLink:
                         del self._specs[kernel]
                         self._gone(kernel, f"its blueprint {entry.graph.name} is archived: {entry.archived}")
                     self._seen.discard(entry.blueprint)
-                elif entry.blueprint not in self._seen:
+                elif entry.blueprint not in self._seen and self._takes_up(library, entry):
                     self._seen.add(entry.blueprint)
-                    await self._wish_for(library, entry.blueprint, entry.graph)
+                    await self._wish_for(library, entry)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _wish_for(self, library: Library, blueprint: str, graph: Blueprint) -> None:
-        if not self._wanted.allows(graph):
-            return
-        for slot in self._wanted.slots:
-            if misfit(graph, slot) is None:
-                spec = spec_for(blueprint, slot, self._wanted.target, Pipeline.FAST)
-                if spec.kernel_id not in self._specs:
-                    self._specs[spec.kernel_id] = spec
-                    await library.wish(KernelWish(spec=spec))
-                    known = library.known(spec.kernel_id)
-                    if known is not None and known.state is KernelState.VALIDATED:
-                        await self._hear(library, known)
+    def _takes_up(self, library: Library, entry: BlueprintEntry) -> bool:
+        """Whether the run may use a blueprint: a person's always; one that was invented where the run has it
+        on: its own, and as many of those that others had invented and that passed."""
+        innovation = self._wanted.innovation
+        if not entry.invented:
+            return True
+        if innovation is None or entry.wish == innovation.wish_id:
+            return innovation is not None
+        known = (library.known(kernel) for kernel in self._specs_of(entry))
+        if self._adopted >= innovation.blueprints or not any(
+            record is not None and record.state is KernelState.VALIDATED for record in known
+        ):
+            return False
+        self._adopted += 1
+        return True
+
+    def _specs_of(self, entry: BlueprintEntry) -> dict[str, KernelSpec]:
+        """The kernels of a blueprint that the run's slots could use, by id."""
+        wanted, graph = self._wanted, entry.graph
+        if entry.blueprint not in self._fitting:
+            slots = wanted.slots if wanted.allows(graph) else ()
+            fitting = (slot for slot in slots if misfit(graph, slot) is None)
+            specs = (spec_for(entry.blueprint, slot, wanted.target, Pipeline.FAST) for slot in fitting)
+            self._fitting[entry.blueprint] = {spec.kernel_id: spec for spec in specs}
+        return self._fitting[entry.blueprint]
+
+    async def _wish_for(self, library: Library, entry: BlueprintEntry) -> None:
+        for kernel, spec in self._specs_of(entry).items():
+            if kernel not in self._specs:
+                self._specs[kernel] = spec
+                await library.wish(KernelWish(spec=spec))
+                known = library.known(kernel)
+                if known is not None and known.state is KernelState.VALIDATED:
+                    await self._hear(library, known)

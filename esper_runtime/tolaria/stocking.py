@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from esper_runtime.artifact import KeyRing, Trust, esper_home
 from esper_runtime.contracts import (
     Blueprint,
+    BlueprintBudget,
     EsperError,
+    Innovation,
+    InnovationWish,
     JournalEntry,
     KernelError,
+    KernelInterface,
     KernelsArrived,
     KernelSelector,
     KernelSpec,
@@ -28,6 +32,8 @@ PATIENCE_SECONDS = 40.0
 PATIENCE_ELSEWHERE_SECONDS = 180.0
 """The same where they are not made here: a first worker's pod has to be scheduled, and fetches its image."""
 _NOT_YET = "the library has not given it yet"
+MOST_CLASSES = 16
+"""Of slots that blueprints are invented for; slots of the same widths are one class."""
 BEAT_SECONDS = 1.0
 """Between two words of rank 0 to the others while kernels are made."""
 
@@ -46,6 +52,28 @@ def wanted_kernels(model: Growable, pipeline: Pipeline = Pipeline.FAST) -> dict[
     return {spec.kernel_id: spec for spec in specs}
 
 
+def wanted_invented(model: Growable, innovation: Innovation | None, run: str) -> InnovationWish | None:
+    """What is to be invented for a run; None where nothing is, or there is no room for anything.
+
+    Args:
+        model: that grows.
+        innovation: as the manifest says.
+        run: its place on the bus.
+    """
+    exact = {KernelInterface.of(slot.place.interface, exact=True): None for slot in model.slots.values()}
+    most = model.limits.parameters
+    room = None if most is None else most - model.parameter_count()
+    if innovation is None or not innovation.enabled or not exact or (room is not None and room < 1):
+        return None
+    return InnovationWish(
+        run=run,
+        slots=tuple(exact)[:MOST_CLASSES],
+        target=current_target(),
+        blueprints=innovation.blueprints,
+        budget=BlueprintBudget(parameters=room),
+    )
+
+
 @contextlib.contextmanager
 def stocked(
     model: Growable,
@@ -59,6 +87,7 @@ def stocked(
     library: LibraryLink | None = None,
     allows: Callable[[Blueprint], bool] = lambda blueprint: True,
     makes: bool = True,
+    innovation: Innovation | None = None,
 ) -> Iterator[Supply]:
     """Inside, the model has a stock, and what it begins with is offered to it.
 
@@ -72,9 +101,10 @@ def stocked(
         selector: which kernels the manifest allows.
         library: the way to the library, not started yet; without one, kernels are made by processes of this
             run's own.
-        allows: whether the manifest allows a blueprint that people enter in the library.
+        allows: whether the manifest allows a blueprint that people or Karn enter in the library.
         makes: False where kernels come from the library only: then what it does not give in time comes later,
             or never.
+        innovation: what is to be invented for the run; default: nothing.
 
     Raises:
         ForgingStoppedError: it was told to stop.
@@ -96,7 +126,9 @@ def stocked(
         with _telling(group, told, stopping) as (tell, stop):
             if library is not None:
                 slots = tuple({slot.place.interface: None for slot in model.slots.values()})
-                wanted = Wanted(specs, slots, current_target(), allows, frozenset() if makes else named)
+                more = wanted_invented(model, innovation, library.run)
+                before = frozenset() if makes else named
+                wanted = Wanted(specs, slots, current_target(), allows, before, more)
                 library.start(wanted, shelf, trust)
                 stack.callback(library.close)
                 wait_for_library(library, shelf, trust, wanted, tell, stop, makes)

@@ -169,6 +169,7 @@ class Trainer:
             library=self._library,
             makes=self._makes_kernels,
             allows=lambda blueprint: allowed_name(self._run.spec.growth.blueprints, blueprint.name),
+            innovation=self._run.spec.innovation,
         )
 
     def _train(self, parts: Parts, opening: Opening, supply: Supply) -> Result:

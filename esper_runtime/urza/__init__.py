@@ -8,6 +8,7 @@ from esper_runtime.urza.bucket import NoBucketError
 from esper_runtime.urza.carry import Carrier
 from esper_runtime.urza.fold import fold
 from esper_runtime.urza.index import KernelIndex, Ranked, merit
+from esper_runtime.urza.known import KnownBlueprints
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.lineage import Lineage, lineage
 from esper_runtime.urza.reader import LibraryReader
@@ -23,6 +24,7 @@ __all__ = [
     "Finding",
     "Garbage",
     "KernelIndex",
+    "KnownBlueprints",
     "Library",
     "LibraryReader",
     "Lineage",

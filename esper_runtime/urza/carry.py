@@ -6,7 +6,7 @@ from collections import Counter, deque
 from nats.aio.client import Client
 from pydantic import ValidationError
 
-from esper_runtime.contracts import InputError, KernelWish
+from esper_runtime.contracts import INNOVATION_PREFIX, InnovationWish, InputError, KernelWish
 from esper_runtime.oona import Kept, Tail
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.reports import StoredReport
@@ -61,6 +61,8 @@ class Carrier:
 
     async def _wish(self, kept: Kept) -> bool:
         subject = kept.subject
+        if subject.rpartition(".")[2].startswith(INNOVATION_PREFIX):
+            return await self._innovation(subject, kept.data)
         try:
             wish = KernelWish.model_validate_json(kept.data, by_alias=True, by_name=False)
         except ValidationError:
@@ -72,6 +74,17 @@ class Carrier:
             return self._ignore("too many wishes", subject)
         self._wished.add(kernel)
         return await self._library.wish(wish)
+
+    async def _innovation(self, subject: str, data: bytes) -> bool:
+        """A wish for blueprints that are to be invented; each run has one, under its own subject."""
+        try:
+            wish = InnovationWish.model_validate_json(data, by_alias=True, by_name=False)
+        except ValidationError:
+            return self._ignore("malformed wish", subject)
+        _, _, namespace, run, _, key = subject.split(".")
+        if wish.run != f"{namespace}/{run}" or key != wish.wish_id:
+            return self._ignore("misplaced wish", subject)
+        return await self._library.want_invented(wish)
 
     async def _report(self, kept: Kept, known: set[str]) -> bool:
         try:

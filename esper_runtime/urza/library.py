@@ -16,6 +16,7 @@ from esper_runtime.contracts import (
     Compiled,
     CompileFailed,
     EventType,
+    InnovationWish,
     InputError,
     KernelWish,
     LibraryEvent,
@@ -140,6 +141,32 @@ class Library(LibraryReader):
                 return False
             with contextlib.suppress(OutOfOrderError):
                 await bucket.put(kernel, wish.model_dump_json(by_alias=True).encode(), after=last)
+                return True
+
+    async def want_invented(self, wish: InnovationWish) -> bool:
+        """Say that a training wants blueprints to be invented.
+
+        Returns:
+            False where the same was said before.
+
+        Raises:
+            BusError: it could not be stored.
+        """
+        data = wish.model_dump_json(by_alias=True).encode()
+        if not self._reads_wishes:
+            identity = f"{wish.wish_id}-{secrets.token_hex(4)}"
+            await publish(
+                self._client, f"$KV.{WISHES}.{wish.wish_id}", data, identity, patience=self._patience
+            )
+            return True
+        bucket = self._buckets[WISHES]
+        while True:
+            last = await bucket.last(wish.wish_id)
+            await self.refresh()
+            if self._view.innovations.get(wish.wish_id) == wish:
+                return False
+            with contextlib.suppress(OutOfOrderError):
+                await bucket.put(wish.wish_id, data, after=last)
                 return True
 
     async def _send_wish(self, wish: KernelWish) -> bool:

@@ -16,6 +16,7 @@ from esper_runtime.contracts import (
     LIBRARY_SUBJECT,
     BlueprintEntry,
     BusError,
+    InnovationWish,
     KernelQuery,
     KernelRecord,
     KernelWish,
@@ -204,6 +205,15 @@ class LibraryReader:
         """
         await self.refresh()
         return dict(self._view.wishes)
+
+    async def innovations(self) -> Mapping[str, InnovationWish]:
+        """What trainings want to have invented, by wish.
+
+        Raises:
+            BusError: as `refresh`.
+        """
+        await self.refresh()
+        return dict(self._view.innovations)
 
     async def query(self, query: KernelQuery) -> list[Ranked]:
         """The best validated kernels for a slot, best first, without those of archived blueprints.

@@ -23,7 +23,7 @@ from esper_runtime.contracts import (
     utc_now,
 )
 from esper_runtime.oona import BusRole
-from esper_runtime.urza.container import Header, Payload, Writer, read_container
+from esper_runtime.urza.container import Header, Kind, Payload, Writer, read_container
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.reader import LibraryReader
 from esper_runtime.urza.reports import StoredReport
@@ -32,6 +32,11 @@ from esper_runtime.urza.words import Word, hear
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and those that there are in all."""
 
+_KINDS: Mapping[Role, Kind] = {
+    Role.TEZZERET: "tezzeret",
+    Role.URABRASK: "urabrask",
+    Role.PLANNER: "planner",
+}
 _LARGEST_WORD = 1024 * 1024
 
 
@@ -95,7 +100,7 @@ async def export_library(
                 part.unlink(missing_ok=True)
             progress(done.bytes, total)
         for role, word in words:
-            writer.add(role.value, word.key, word.encoded)
+            writer.add(_KINDS[role], word.key, word.encoded)
             done.words += 1
         for report in (await library.reports()).values():
             writer.add("report", report.subject, report.data)

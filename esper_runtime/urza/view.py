@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from esper_runtime.artifact import Trust, TrustList
 from esper_runtime.blueprint import canonical_id, parse_blueprint
 from esper_runtime.contracts import (
+    INNOVATION_PREFIX,
     BlueprintEntry,
     BlueprintError,
     ContractModel,
+    InnovationWish,
     KernelRecord,
     KernelWish,
     Role,
@@ -57,6 +59,8 @@ class LibraryView:
     def __init__(self, trust: Trust) -> None:
         self.records: dict[str, KernelRecord] = {}
         self.blueprints: dict[str, BlueprintEntry] = {}
+        self.innovations: dict[str, InnovationWish] = {}
+        """Wishes for blueprints that are to be invented."""
         self.index = KernelIndex()
         self.ignored: Counter[Fault] = Counter()
         self._trust = trust
@@ -74,12 +78,22 @@ class LibraryView:
 
     def add_wish(self, value: Value) -> None:
         """A value in the bucket of wishes; they carry no signature and change no kernel that is known."""
+        if value.key.startswith(INNOVATION_PREFIX):
+            self._add_innovation(value)
+            return
         wish = _parsed(KernelWish, value.data)
         if wish is None or wish.spec.kernel_id != value.key:
             self.ignored[Fault.MALFORMED if wish is None else Fault.MISPLACED] += 1
             return
         self._kernels.setdefault(value.key, _Kernel()).wish = wish
         self._stale.add(value.key)
+
+    def _add_innovation(self, value: Value) -> None:
+        wish = _parsed(InnovationWish, value.data)
+        if wish is None or wish.wish_id != value.key:
+            self.ignored[Fault.MALFORMED if wish is None else Fault.MISPLACED] += 1
+            return
+        self.innovations[value.key] = wish
 
     def add_blueprint(self, value: Value) -> None:
         """A value in the bucket of blueprints, which is checked as if a person had handed it in."""

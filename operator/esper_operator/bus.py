@@ -31,7 +31,7 @@ FOR_STREAMS = 9
 
 _LOOK = 2.0
 _MOUNT_SECONDS = 300.0
-_WORKERS = {Role.TEZZERET: BusRole.TEZZERET, Role.URABRASK: BusRole.URABRASK}
+_WORKERS = {role: BusRole(role.value) for role in (Role.TEZZERET, Role.URABRASK, Role.KARN)}
 
 _log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ async def _mounted(mount: Path) -> BusFiles:
     raise InputError(
         f"{mount}: the Secret {BUS_SECRET} exists, but its keys did not appear here within "
         f"{_MOUNT_SECONDS:g} s; is it mounted, and is it the one that the operator has made? If it is not, "
-        "delete it together with esper-nats, esper-tezzeret and esper-urabrask"
+        "delete it together with esper-nats, esper-tezzeret, esper-urabrask and esper-karn"
     )
 
 

@@ -115,6 +115,10 @@ class ForgeOffice:
         """Items that wait or are worked on, by work and name of the target; None where that is not known."""
         return self._depths if self.ready else None
 
+    def refused_proposals(self) -> Mapping[str, int]:
+        """Proposals of blueprints that were not entered, by reason, of those that the bus still holds."""
+        return self._planner.refused if self._planner is not None else {}
+
     def targets(self) -> Mapping[str, Target]:
         """What kernels are made or wished for, by name."""
         known = [record.spec.target for record in self._state.records.values()]

@@ -41,9 +41,17 @@ class LibraryMetrics:
             items = GaugeMetricFamily(
                 "esper_operator_forge_items", "Work that waits or is done, by kind.", labels=["work"]
             )
-            for work in ("compile", "evaluate"):
+            for work in ("compile", "evaluate", "generate"):
                 items.add_metric([work], sum(n for (kind, _), n in depths.items() if kind == work))
             yield items
+        refused = GaugeMetricFamily(
+            "esper_operator_refused_proposals",
+            "Blueprints that Karn proposed and that were not entered, of those that are kept.",
+            labels=["reason"],
+        )
+        for reason, number in sorted(office.refused_proposals().items()):
+            refused.add_metric([reason], number)
+        yield refused
         ignored = CounterMetricFamily(
             "esper_operator_ignored_words",
             "Words in the library that do not count, and what runs said for it and was not carried.",

@@ -38,6 +38,7 @@ class Pool(ContractModel):
     device: Annotated[Literal["cpu", "cuda"], Says("cpu or cuda")]
     tezzeret: _Workers = 1
     urabrask: _Workers = 1
+    karn: _Workers = 1
     node_selector: dict[Key, LabelValue] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     runtime_class_name: _RuntimeClass = ""

@@ -18,6 +18,7 @@ CUDA_POOL = {
     "device": "cuda",
     "tezzeret": 2,
     "urabrask": 2,
+    "karn": 0,
     "nodeSelector": {"gpu": "a100"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     "runtimeClassName": "nvidia",

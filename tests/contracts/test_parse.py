@@ -147,7 +147,18 @@ def test_the_reference_names_every_field_with_its_bounds_and_default() -> None:
 
 def _leaf_names(schema: dict[str, Any]) -> set[str]:
     models = [schema, *schema["$defs"].values()]
-    holders = {"spec", "metadata", "host", "task", "training", "growth", "checkpoint", "output", "budget"}
+    holders = {
+        "spec",
+        "metadata",
+        "host",
+        "task",
+        "training",
+        "growth",
+        "checkpoint",
+        "output",
+        "budget",
+        "innovation",
+    }
     holders |= {"optimizer", "schedule", "validation", "workers", "controller", "slots", "blueprints"}
     holders |= {
         "lifecycle",

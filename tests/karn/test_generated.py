@@ -64,7 +64,7 @@ def sound(blueprint: Blueprint, slot: Interface) -> None:
     assert bool((yielded == 0).all())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(interfaces(), SEEDS)
 def test_every_drawn_blueprint_is_valid_fits_its_slot_and_is_zero_at_birth(
     slot: Interface, seed: int
@@ -75,7 +75,7 @@ def test_every_drawn_blueprint_is_valid_fits_its_slot_and_is_zero_at_birth(
     assert blueprint == draw(class_of(slot), BUDGET, Random(seed))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(interfaces(), SEEDS, st.integers(1, 4))
 def test_every_mutation_is_valid_and_another_one_than_its_parent(
     slot: Interface, seed: int, generations: int
@@ -104,7 +104,7 @@ def test_the_catalogue_can_be_mutated_for_each_sort_of_slots(sort: str) -> None:
 
 def test_nearly_all_first_draws_pass_and_nearly_all_differ() -> None:
     for sort in ("features", "image", "sequence span", "causal tokens"):
-        shares = measure(sorts_of_slots()[sort], samples=100)
+        shares = measure(sorts_of_slots()[sort], samples=60)
         assert shares["passed at once"] >= 0.9, (sort, shares)
         assert shares["drawn distinct"] >= 0.8, (sort, shares)
         assert shares["mutated distinct"] >= 0.7, (sort, shares)
@@ -114,7 +114,7 @@ def test_every_operator_but_those_that_do_nothing_is_drawn_somewhere() -> None:
     seen = {
         node.op
         for slots in sorts_of_slots().values()
-        for seed in range(60)
+        for seed in range(40)
         for node in draw(slots, BUDGET, Random(seed)).nodes
     }
     assert seen == set(OPERATORS) - {"identity"}
@@ -160,7 +160,7 @@ def test_a_budget_is_kept_and_one_that_nothing_keeps_is_said() -> None:
         assert price.parameters <= 600
         assert price.macs <= 600
         assert len(blueprint.nodes) <= 12
-    with pytest.raises(GenerationError, match=r"200 drawn blueprints were refused, .*budget"):
+    with pytest.raises(GenerationError, match=r"200 drawn blueprints were refused, .*at most 1 are wanted"):
         draw(slots, BlueprintBudget(parameters=1), Random(0))
     with pytest.raises(GenerationError, match="mutations of mlp were refused"):
         mutate(catalogue()["mlp"], slots, BlueprintBudget(parameters=1), Random(0))

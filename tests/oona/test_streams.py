@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
 from esper_runtime.contracts import BusError
 from esper_runtime.oona import BundledServer, BusAddress, ensure_streams, find_server
 from tests.oona.bus import free_port, on_bus
 
-NAMES = {"TELEMETRY", "STATE", "EVENTS", "REPORTS", "PROGRESS", "LIBRARY", "FORGE", "DEAD"}
+NAMES = {"TELEMETRY", "STATE", "EVENTS", "REPORTS", "PROGRESS", "LIBRARY", "FORGE", "DEAD", "PROPOSALS"}
 
 
 def test_streams_are_made_once(server: BundledServer) -> None:
@@ -53,6 +53,43 @@ def test_bounds_that_an_administrator_chose_are_kept(server: BundledServer) -> N
         return (await js.stream_info("TELEMETRY")).config.max_bytes
 
     assert on_bus(server.address, narrowed) == 1_000_000
+
+
+def test_a_stream_of_an_earlier_version_is_given_the_subjects_that_it_lacks(server: BundledServer) -> None:
+    subjects = ["esper.forge.compile.*", "esper.forge.evaluate.*"]
+
+    async def widened(client: Client) -> tuple[list[str], set[str], int, int | None]:
+        js = client.jetstream()
+        await js.add_stream(
+            name="FORGE",
+            subjects=subjects,
+            retention=RetentionPolicy.WORK_QUEUE,
+            discard=DiscardPolicy.NEW,
+            allow_direct=True,
+            max_bytes=1_000_000,
+        )
+        await js.publish("esper.forge.compile.cpu", b"kept")
+        made = await ensure_streams(js)
+        info = await js.stream_info("FORGE")
+        return made, set(info.config.subjects or ()), info.state.messages, info.config.max_bytes
+
+    made, found, messages, bytes_ = on_bus(server.address, widened)
+    assert "FORGE" not in made
+    assert found == {*subjects, "esper.forge.generate.*"}
+    assert (messages, bytes_) == (1, 1_000_000)
+
+
+def test_a_stream_with_subjects_of_somebody_else_is_left_as_it_is(server: BundledServer) -> None:
+    async def foreign(client: Client) -> list[str] | None:
+        js = client.jetstream()
+        subjects = ["esper.library.events", "theirs"]
+        await js.add_stream(name="LIBRARY", subjects=subjects, allow_direct=True)
+        await js.add_stream(name="DEAD", subjects=["esper.dead.compile.*", "theirs.too"], allow_direct=True)
+        with pytest.raises(BusError, match=r"LIBRARY exists, but|DEAD exists, but lacks the subjects"):
+            await ensure_streams(js)
+        return (await js.stream_info("DEAD")).config.subjects
+
+    assert on_bus(server.address, foreign) == ["esper.dead.compile.*", "theirs.too"]
 
 
 def test_a_stream_that_overlaps_is_named_and_left(server: BundledServer) -> None:

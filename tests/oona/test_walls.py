@@ -12,8 +12,10 @@ from benchmarks.cluster_server import ClusterServer
 from esper_runtime.oona import BusAddress, BusRole
 from tests.oona.bus import is_let, on_bus
 
-WORKERS = {"tezzeret", "urabrask"}
-WHO = {*WORKERS, "reader", *RUNS}
+FORGERS = {"tezzeret", "urabrask"}
+WORKERS = {*FORGERS, "karn"}
+LIBRARY = {*FORGERS, "reader", *RUNS}
+WHO = {*LIBRARY, "karn"}
 SMALL, LARGE = "team.small-0123abcd", "team.large-89abcdef"
 
 MAY_SAY: dict[str, set[str]] = {
@@ -25,12 +27,16 @@ MAY_SAY: dict[str, set[str]] = {
     "$KV.notes.k": set(),
     "$KV.wishes.k": set(RUNS),  # arrives as esper.run.NAMESPACE.RUN.wish.k
     "$O.artifacts.C.k": {"tezzeret"},
-    "esper.library.events": WORKERS,
+    "esper.library.events": FORGERS,
+    "esper.library.proposals": {"karn"},
     # work
     "esper.forge.compile.cpu": set(),
+    "esper.forge.generate.cpu": set(),
     "esper.dead.compile.cpu": {"tezzeret"},
     "esper.dead.evaluate.cpu": {"urabrask"},
+    "esper.dead.generate.cpu": {"karn"},
     "esper.api.CONSUMER.MSG.NEXT.FORGE.compile-cpu": WORKERS,
+    "esper.api.CONSUMER.MSG.NEXT.FORGE.generate-cpu": WORKERS,
     "$JS.ACK.FORGE.compile-cpu.1.1.1.1.0": WORKERS,
     # a run's own
     f"esper.run.{SMALL}.journal": {"run"},
@@ -47,9 +53,11 @@ MAY_SAY: dict[str, set[str]] = {
     "esper.api.DIRECT.GET.EVENTS": set(),
     "esper.api.STREAM.MSG.GET.EVENTS": set(),
     # reading the library
-    "esper.api.STREAM.MSG.GET.KV_verdicts": WHO,
-    "esper.api.STREAM.MSG.GET.OBJ_artifacts": WHO,
-    "esper.api.STREAM.MSG.GET.KV_wishes": {*WORKERS, "reader"},
+    "esper.api.STREAM.MSG.GET.KV_blueprints": WHO,
+    "esper.api.STREAM.MSG.GET.KV_verdicts": LIBRARY,
+    "esper.api.STREAM.MSG.GET.OBJ_artifacts": LIBRARY,
+    "esper.api.STREAM.MSG.GET.PROPOSALS": set(),
+    "esper.api.STREAM.MSG.GET.KV_wishes": {*FORGERS, "reader"},
     "esper.api.STREAM.MSG.GET.KV_notes": set(),
     "esper.api.STREAM.MSG.GET.REPORTS": {"urabrask", "reader"},
     # commands of JetStream and of the server
@@ -100,3 +108,4 @@ def test_nothing_lands_where_it_may_not_be_said_and_nobody_hears_another(tmp_pat
     assert tallies["run"].ignored["malformed wish"] > 0
     assert tallies["tezzeret"].ignored.total() > 0
     assert tallies["urabrask"].ignored.total() > 0
+    assert tallies["karn"].ignored["malformed"] > 0

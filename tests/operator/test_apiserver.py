@@ -208,7 +208,7 @@ def test_a_run_gets_in_with_its_secret_and_what_it_says_on_the_bus_stands_in_its
 
         await until(shown, "the progress is not in the status")
         await disconnect(trainer)
-        for name in ("esper-nats", "esper-tezzeret", "esper-urabrask"):
+        for name in ("esper-nats", "esper-tezzeret", "esper-urabrask", "esper-karn"):
             assert await api.get(SECRET, "esper", name) is not None
 
     keys = tmp_path / "keys"

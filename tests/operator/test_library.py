@@ -2,16 +2,31 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from benchmarks.cluster_server import ClusterServer
+from esper_operator.bus import BusFiles, worker_files
 from esper_operator.library import ForgeOffice
 from esper_operator.library_metrics import LibraryMetrics
+from esper_operator.settings import Settings
+from esper_runtime import karn
+from esper_runtime.artifact import KeyRing
+from esper_runtime.artifact.guarded import guarded_folder
 from esper_runtime.blueprint import canonical_id, catalogue
-from esper_runtime.contracts import BusError, KernelState, KernelWish
-from esper_runtime.oona import connect, disconnect, publish
+from esper_runtime.contracts import (
+    BusError,
+    InnovationWish,
+    Interface,
+    KernelInterface,
+    KernelState,
+    KernelWish,
+    Role,
+    name_on_bus,
+)
+from esper_runtime.oona import BusRole, connect, disconnect, publish
 from esper_runtime.urza import Library
 from tests.operator.offices import RUN, an_office, say, trust_of, until
 from tests.urza.sayings import BLUEPRINT, compiled, digest_of, kernel_spec, verdict
@@ -79,6 +94,49 @@ def test_what_a_run_wishes_for_becomes_work_and_then_a_kernel(server: ClusterSer
             await until(lambda: office.blueprints()[SPEC.blueprint].archived is None, "the way back")
 
     asyncio.run(main())
+
+
+def test_what_a_run_wants_invented_is_proposed_by_karn_with_its_own_way_in_and_entered(
+    server: ClusterServer, tmp_path: Path
+) -> None:
+    slot = Interface(kind="features", width_in=16, width_out=16)
+    wish = InnovationWish(
+        run=f"{RUN.namespace}/{name_on_bus(RUN.name, RUN.uid)}",
+        slots=(KernelInterface.of(slot, exact=True),),
+        target=SPEC.target,
+        blueprints=2,
+    )
+
+    async def main() -> None:
+        async with an_office(server) as office:
+            await until(lambda: office.ready and office.blueprints().keys() == CATALOGUE, "the catalogue")
+            client = await connect(server.address_of_run(RUN.namespace, RUN.name, RUN.uid), "run")
+            mine = Library(client, trust_of(server), wishes=False)
+            await mine.want_invented(wish.model_copy(update={"run": "rivals/theirs"}))
+            await mine.want_invented(wish)
+            await disconnect(client)
+            await until(lambda: office.depths() == {("generate", TARGET): 1}, "work for Karn")
+            assert office.ignored_of_runs == {"misplaced wish": 1}
+            keyring = mounted(server, Role.KARN, tmp_path)
+            await karn.serve(server.address_of(BusRole.KARN), keyring, TARGET, idle_seconds=0.0)
+            await until(lambda: sum(one.invented for one in office.blueprints().values()) == 2, "inventions")
+            found = [one for one in office.blueprints().values() if one.invented]
+            assert {one.wish for one in found} == {wish.wish_id}
+            assert office.refused_proposals() == {}
+            await until(lambda: office.depths() == {}, "an empty queue")
+
+    asyncio.run(main())
+
+
+def mounted(server: ClusterServer, role: Role, folder: Path) -> KeyRing:
+    """The keys that a worker's pod has of its Secret."""
+    keys = guarded_folder(folder / "home" / "keys")
+    settings = Settings(nats_url=server.address_of(BusRole(role.value)).url)
+    for name, text in worker_files(BusFiles(server.keys), settings, role, BusRole(role.value)).items():
+        if name.endswith(".pem") or name == "trust.json":
+            (keys / name).write_text(text)
+            (keys / name).chmod(0o600)
+    return KeyRing(folder / "home")
 
 
 def test_what_was_seen_stays_while_the_bus_is_away_and_it_is_planned_for_once_it_is_back(

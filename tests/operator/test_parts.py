@@ -269,7 +269,7 @@ def test_the_first_start_makes_all_keys_once_wherever_it_is_killed(tmp_path: Pat
     whole = Cluster()
     start(whole)
     names = sorted(secret["metadata"]["name"] for secret in whole.of(SECRET))
-    assert names == ["esper-bus", "esper-nats", "esper-tezzeret", "esper-urabrask"]
+    assert names == ["esper-bus", "esper-karn", "esper-nats", "esper-tezzeret", "esper-urabrask"]
     assert all(call.verb == "create" for call in whole.calls), "secrets are never read"
     for number in range(1, len(whole.calls) + 1):
         for after in (False, True):

@@ -22,6 +22,7 @@ GPU = Pool.model_validate(
         "device": "cuda",
         "tezzeret": 2,
         "urabrask": 2,
+        "karn": 1,
         "nodeSelector": {"gpu": "a100"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "runtimeClassName": "nvidia",
@@ -51,7 +52,7 @@ def ends(world: ForgeWorld, name: str, end: str) -> None:
     world.look()
 
 
-@pytest.mark.parametrize("role", ["tezzeret", "urabrask", "target"])
+@pytest.mark.parametrize("role", ["tezzeret", "urabrask", "karn", "target"])
 @pytest.mark.parametrize("pool", [POOL, GPU], ids=["cpu", "cuda"])
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_a_workers_job_is_valid_restricted_and_has_nothing_but_its_roles_secret(

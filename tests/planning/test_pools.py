@@ -1,5 +1,6 @@
 """How many workers there should be in each pool, and which Jobs are removed."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -66,6 +67,18 @@ def test_before_a_pool_has_told_it_works_for_all_of_its_device_and_is_asked() ->
     found = plan([pool()], [], depths)
     assert set(created(found)) == {("tezzeret", "cpu", 1), ("urabrask", "cpu", 1), (TARGET, "cpu", 1)}
     assert found.unserved == {"cuda-sm-90-torch-2-13-0"}
+
+
+def test_karn_works_where_blueprints_are_asked_for_and_the_pool_has_a_place_for_it() -> None:
+    depths = {("generate", facts("avx2").target.name): 1}
+    with_place = replace(pool(), limits={**pool().limits, Role.KARN: 1})
+    found = plan([with_place], [teller("cpu", "avx2")], depths)
+    assert created(found) == [("karn", "cpu", 1)]
+    assert found.unserved == frozenset()
+    without = plan([pool()], [teller("cpu", "avx2")], depths)
+    assert created(without) == []
+    assert without.unserved == {facts("avx2").target.name}
+    assert created(plan([with_place], [teller("cpu", "avx2")], {("generate", "cpu-avx512"): 1})) == []
 
 
 def test_what_one_pool_takes_at_a_time_is_not_asked_of_the_next_one() -> None:

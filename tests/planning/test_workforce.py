@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from esper_runtime.contracts import Role
 from esper_runtime.planning import IDLE_SECONDS, Depth, workers_wanted
 
-T, U = Role.TEZZERET, Role.URABRASK
+T, U, K = Role.TEZZERET, Role.URABRASK, Role.KARN
 
 
 def wanted(compiles: Depth, tests: Depth, limit: int, running: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-    found = workers_wanted({T: compiles, U: tests}, {T: running[0], U: running[1]}, limit)
+    found = workers_wanted({T: compiles, U: tests, K: Depth(0)}, {T: running[0], U: running[1]}, limit)
+    assert found[K] == 0
     return found[T], found[U]
 
 
@@ -39,7 +40,17 @@ def test_workers_follow_the_depth_of_the_queues(
 def test_an_unknown_depth_changes_nothing() -> None:
     assert wanted(Depth(None), Depth(None), 4, running=(2, 1)) == (2, 1)
     assert wanted(Depth(None), Depth(9), 4, running=(2, 0)) == (2, 2)
-    assert workers_wanted({}, {T: 1, U: 1}, 4) == {T: 1, U: 1}
+    assert workers_wanted({}, {T: 1, U: 1}, 4) == {T: 1, U: 1, K: 0}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_where_blueprints_are_to_be_invented_one_worker_does_it_beside_the_others(limit: int) -> None:
+    busy = {T: Depth(9), U: Depth(9), K: Depth(1)}
+    found = workers_wanted(busy, {}, limit)
+    assert found[K] == 1
+    assert min(found.values()) == 1
+    assert sum(found.values()) == max(limit, 3)
+    assert workers_wanted({**busy, K: Depth(0)}, {}, limit)[K] == 0
 
 
 def test_idle_workers_stay_for_a_while_and_make_room_where_others_need_it() -> None:

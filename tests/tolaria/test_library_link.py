@@ -12,24 +12,31 @@ import torch
 from torch import nn
 
 from esper_runtime.artifact import KeyRing
-from esper_runtime.blueprint import canonical_id, catalogue
+from esper_runtime.blueprint import canonical_id, catalogue, misfit
 from esper_runtime.contracts import (
     Blueprint,
+    BlueprintEntry,
     EsperError,
     FieldReport,
+    Innovation,
+    KernelSpec,
     KernelState,
+    KernelWish,
+    Origin,
+    Pipeline,
+    Provenance,
     Role,
     Ruling,
     RunOnBus,
     Verdict,
 )
-from esper_runtime.kasmina import Growable, Shelf, Stock, current_target, wrap
+from esper_runtime.kasmina import Growable, Shelf, Stock, current_target, spec_for, wrap
 from esper_runtime.oona import BundledServer
 from esper_runtime.sandbox import Sandbox
 from esper_runtime.tezzeret import make
 from esper_runtime.tolaria import LibraryLink
 from esper_runtime.tolaria.library import Wanted
-from esper_runtime.tolaria.stocking import wait_for_library, wanted_kernels
+from esper_runtime.tolaria.stocking import wait_for_library, wanted_invented, wanted_kernels
 from esper_runtime.tolaria.supply import Supply
 from esper_runtime.urabrask import evaluate, new_sandbox
 from esper_runtime.urza import Library
@@ -171,6 +178,75 @@ def test_a_blueprint_that_a_person_enters_arrives_and_leaves_when_it_is_archived
     assert not model.stock.admitted
     assert [event.kind for event in journal] == ["KernelsArrived", "KernelsGone"]
     assert "it is no good" in next(iter(journal[1].kernels.values()))
+
+
+def generated(wish: str, number: int) -> BlueprintEntry:
+    """One that was invented for a run; each number is another graph."""
+    made = Provenance(origin=Origin.GENERATED, generator="test", seed=number)
+    nodes = [
+        node.model_copy(update={"attributes": {"width": 3 + number}}) if node.id == "hidden" else node
+        for node in own().nodes
+    ]
+    graph = own(f"karn-{number}").model_copy(update={"nodes": tuple(nodes), "provenance": made})
+    return BlueprintEntry(
+        blueprint=canonical_id(graph), graph=graph, origin="Generated", entered="2026", wish=wish
+    )
+
+
+def test_what_was_invented_is_taken_up_only_by_runs_that_want_that_and_others_inventions_once_they_passed(
+    server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    model = growable("mlp")
+    on = Innovation(enabled=True, blueprints=1)
+    mine = wanted_invented(model, on, "local/run")
+    assert mine is not None
+    assert {slots.most_in for slots in mine.slots} == {
+        slot.place.interface.width_in for slot in model.slots.values()
+    }
+    assert wanted_invented(model, Innovation(), "local/run") is None
+    entries = [generated(mine.wish_id, 1), *(generated("iw-" + "0" * 12, number) for number in (2, 3, 4))]
+    ids = [entry.blueprint for entry in entries]
+
+    async def fill(library: Library) -> None:
+        for entry in entries:
+            await library.put_entry(entry)
+        await library.enter(own())
+        for entry in entries[1:3]:  # two inventions of others are wished for, so that they are made and pass
+            await library.wish(KernelWish(spec=specs_of(entry)[0]))
+
+    def specs_of(entry: BlueprintEntry) -> list[KernelSpec]:
+        slots = {slot.place.interface: None for slot in model.slots.values()}
+        fitting = [slot for slot in slots if misfit(entry.graph, slot) is None]
+        return [spec_for(entry.blueprint, slot, current_target(), Pipeline.FAST) for slot in fitting]
+
+    def wishes() -> set[str]:
+        found = with_library(server, ring, lambda library: library.wishes())
+        return {wish.spec.blueprint for wish in found.values()}
+
+    with_library(server, ring, fill)
+    link, wanted = linked(server, ring, model)
+    link.start(Wanted({}, wanted.slots, wanted.target, wanted.allows), Shelf(ring.home), ring.trust)
+    eventually(lambda: canonical_id(own()) in wishes())
+    link.close()
+    assert wishes() == {canonical_id(own()), *ids[1:3]}
+    assert with_library(server, ring, lambda library: library.innovations()) == {}
+    link, wanted = linked(server, ring, model)
+    asking = Wanted({}, wanted.slots, wanted.target, wanted.allows, innovation=mine)
+    link.start(asking, Shelf(ring.home), ring.trust)
+    eventually(lambda: ids[0] in wishes())
+    with Forge(server, ring, sandbox, tmp_path / "made"):
+        arrived: set[str] = set()
+
+        def both() -> bool:
+            while link.offers:
+                arrived.update(kernel.blueprint for kernel in link.offers.popleft().arrived)
+            return ids[0] in arrived and bool(arrived & set(ids[1:3]))
+
+        eventually(both)
+    link.close()
+    assert len(arrived & set(ids[1:])) == 1, "as many inventions of others as the manifest says"
+    assert ids[3] not in wishes()
+    assert with_library(server, ring, lambda library: library.innovations()) == {mine.wish_id: mine}
 
 
 def test_a_quarantined_kernel_leaves_and_is_refused_by_the_shelf_from_then_on(

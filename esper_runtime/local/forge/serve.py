@@ -13,7 +13,7 @@ from pathlib import Path
 import nats.errors
 
 from esper_runtime.artifact import HOME_VARIABLE, KeyRing
-from esper_runtime.contracts import BusError, EsperError, Role, Work
+from esper_runtime.contracts import BusError, EsperError, Role
 from esper_runtime.forge import LOOK_SECONDS, Lease, News, Planner
 from esper_runtime.local.children import esper_command
 from esper_runtime.local.forge.lease import lease_of_process
@@ -23,11 +23,10 @@ from esper_runtime.local.home import HomeBus, forge_table
 from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import ProcessTable, end_in_order, read_table, record_of, write_table
 from esper_runtime.oona import BUS_VARIABLE, BusAddress, BusRole, connect, disconnect
-from esper_runtime.planning import WORKERS, Depth, workers_wanted
+from esper_runtime.planning import WORK, WORKERS, Depth, workers_wanted
 
 BUS_SECONDS = 0.5
 """Between two looks at whether the home bus lives."""
-WORK: Mapping[Role, Work] = {Role.TEZZERET: "compile", Role.URABRASK: "evaluate"}
 _log = logging.getLogger(__name__)
 
 

@@ -25,7 +25,7 @@ MOST_BYTES = 1_000_000
 """Of a file in the Secret; Kubernetes allows no larger Secrets."""
 
 _BUS_FILE = "bus.json"
-_PRIVATE_KEY = re.compile(r"(tezzeret|urabrask|planner)-[0-9a-f]{16}\.pem")
+_PRIVATE_KEY = re.compile(r"(tezzeret|urabrask|karn|planner)-[0-9a-f]{16}\.pem")
 
 
 def settle(config: Path, temporary: Path = TEMPORARY) -> None:
