@@ -51,12 +51,15 @@ def test_a_blueprint_that_is_applied_by_hand_is_validated_and_its_workers_go(clu
     status = cluster.until(validated, "the blueprint is validated", 600)
     assert status["id"].startswith("bp-")
     assert status["kernels"].get("Validated", 0) >= 1
-    kernels = [
-        kernel
-        for kernel in cluster.items("compiledkernels", SYSTEM)
-        if kernel["spec"]["blueprint"] == status["id"] and kernel["status"]["phase"] == "Validated"
-    ]
-    assert kernels, "and its kernel is shown"
+
+    def shown() -> bool:
+        return any(
+            kernel["spec"]["blueprint"] == status["id"]
+            and (kernel.get("status") or {}).get("phase") == "Validated"
+            for kernel in cluster.items("compiledkernels", SYSTEM)
+        )
+
+    cluster.until(shown, "its kernel is shown", 60)
     for role in WORKERS:
         assert cluster.pods.seen(component=role), f"{role} has run in a pod of its own"
 
