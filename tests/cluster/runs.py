@@ -5,10 +5,13 @@ from typing import Any
 
 from tests.cluster.cluster import RUNS, Object
 
-STEPS = 6000
+STEPS = 4000
 BATCH = 100
 STEPS_OF_AN_EPOCH = 40
 """MNIST-1D has 4,000 examples to train on."""
+
+ASKED: Object = {"requests": {"cpu": "500m", "memory": "512Mi"}}
+"""Of a node, by each training pod: else its share of a busy one would be next to nothing."""
 
 _SLOW = "/opt/slow"
 
@@ -37,6 +40,7 @@ def growing(name: str, steps: int = STEPS, **spec: Any) -> Object:
         },
         "growth": {"controller": {"kind": "Heuristic"}},
         "checkpoint": {"everySteps": 400},
+        "template": {"resources": ASKED},
     }
     return run(name, **made | spec)
 
@@ -70,6 +74,7 @@ def with_slow_storage(name: str, seconds_of_a_file: float, **spec: Any) -> Objec
 def slow_template(seconds_of_a_file: float) -> Object:
     """Pods that find the storage."""
     return {
+        "resources": ASKED,
         "volumes": [
             {"name": "code", "mountPath": f"{_SLOW}/code", "configMap": "slow-storage", "readOnly": True},
             {
