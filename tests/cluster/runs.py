@@ -13,6 +13,9 @@ STEPS_OF_AN_EPOCH = 40
 ASKED: Object = {"requests": {"cpu": "500m", "memory": "512Mi"}}
 """Of a node, by each training pod: else its share of a busy one would be next to nothing."""
 
+THROTTLED: Object = {"resources": {"requests": {"cpu": "250m"}, "limits": {"cpu": "250m"}}}
+"""A template for a run that is to last: a quarter of a processor."""
+
 _SLOW = "/opt/slow"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.cluster import RUNS, SYSTEM, Cluster, CommandError
 from tests.cluster.outcome import Outcome, adaptations, outcome_of, same
-from tests.cluster.runs import STEPS, growing
+from tests.cluster.runs import STEPS, THROTTLED, growing
 
 pytestmark = pytest.mark.cluster
 OPERATOR, BUS = "app.kubernetes.io/component=operator", "app.kubernetes.io/component=nats"
@@ -77,7 +77,7 @@ def test_an_operator_that_is_killed_ten_times_doubles_and_loses_nothing(
         time.sleep(draw.uniform(0, 3))
         killed.append(cluster.kill(SYSTEM, OPERATOR))
 
-    cluster.apply(growing("orphan"))
+    cluster.apply(growing("orphan", template=THROTTLED))
     kill()
     kill()
     cluster.at_step("orphan", 1)
@@ -115,7 +115,7 @@ def test_an_operator_that_is_killed_ten_times_doubles_and_loses_nothing(
 def test_a_bus_that_is_killed_three_times_changes_nothing(
     cluster: Cluster, undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    cluster.apply(growing("cut-off"))
+    cluster.apply(growing("cut-off", template=THROTTLED))
     for number in range(1, KILLS_OF_BUS + 1):
         cluster.at_step("cut-off", number * STEPS // 6)
         before = cluster.get("pod", "esper-nats-0", SYSTEM)
