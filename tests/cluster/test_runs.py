@@ -145,12 +145,14 @@ def test_a_run_that_is_deleted_leaves_nothing(cluster: Cluster) -> None:
         "Secret",
         "NetworkPolicy",
     } <= kinds
+    claim = cluster.get("persistentvolumeclaim", "deleted-data")
+    assert claim is not None
+    names = ("deleted", claim["spec"]["volumeName"])
     cluster.kubectl("delete", "mrun", "deleted", f"--namespace={RUNS}")
 
     def left() -> set[str]:
-        return {
-            line for line in cluster.everything() - before if "deleted" in line or "PersistentVolume" in line
-        }
+        new = cluster.everything() - before
+        return {line for line in new if any(name in line for name in names)}
 
     try:
         cluster.until(lambda: not left(), "a run that was deleted has left nothing", 120)
