@@ -67,8 +67,8 @@ def with_slow_storage(name: str, seconds_of_a_file: float, **spec: Any) -> Objec
     """`growing`, with checkpoints in that storage: five files each, the last says that it is whole."""
     return growing(
         name,
-        steps=3000,
-        checkpoint={"uri": f"slow://{name}", "everySteps": 3000, "graceSeconds": 120},
+        steps=6000,
+        checkpoint={"uri": f"slow://{name}", "everySteps": 6000, "graceSeconds": 120},
         template=slow_template(seconds_of_a_file),
         **spec,
     )
@@ -77,7 +77,7 @@ def with_slow_storage(name: str, seconds_of_a_file: float, **spec: Any) -> Objec
 def slow_template(seconds_of_a_file: float) -> Object:
     """Pods that find the storage."""
     return {
-        "resources": ASKED,
+        "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "500m"}},
         "volumes": [
             {"name": "code", "mountPath": f"{_SLOW}/code", "configMap": "slow-storage", "readOnly": True},
             {
