@@ -147,7 +147,7 @@ def read_manifest(run: Object) -> Read:
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _read(namespace: str, name: str, spec: bytes, kind: str) -> Read:
     data = {
         "apiVersion": "esper.dev/v1alpha1",

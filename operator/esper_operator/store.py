@@ -4,13 +4,17 @@ It only goes forward: an event that is older than what is known changes nothing,
 not come back. Nothing irreversible is done on its word alone.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 from esper_operator.kube import CLAIM, JOB, POD, RUN, SERVICE, Kind, Listed, Object
 from esper_operator.names import RUN_LABEL, RunKey, controller_of, key_of
 from esper_operator.observe import JobFacts, PodSeen, job_facts, pod_seen
+from esper_runtime.contracts import canonical_json
 
 REMEMBERED = 20_000
 """Uids of this many last deletions are known."""
@@ -158,6 +162,12 @@ def _run_of(body: Object) -> RunKey | None:
     return None if name is None else RunKey(body["metadata"]["namespace"], str(name))
 
 
+@lru_cache(maxsize=1024)
+def _shared(text: bytes) -> Any:
+    """A part of a manifest: thousands of runs have the same ones, mostly defaults, and they are kept once."""
+    return json.loads(text)
+
+
 def _number(version: object) -> int:
     """Versions are compared as numbers, which they are on every API server there is."""
     text = str(version or "0")
@@ -176,7 +186,7 @@ def _seen(kind: Kind, body: Object) -> JobFacts | PodSeen | str | Object:
             "apiVersion": RUN.version,
             "kind": RUN.name,
             "metadata": {name: head[name] for name in kept if name in head},
-            "spec": body.get("spec") or {},
+            "spec": {name: _shared(canonical_json(part)) for name, part in (body.get("spec") or {}).items()},
             "status": body.get("status") or {},
         }
     return controller_of(body) or ""

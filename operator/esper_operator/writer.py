@@ -26,6 +26,9 @@ from esper_runtime.planning import rfc3339
 LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
 
+AT_ONCE = 4
+"""Writes that wait for their answer at a time."""
+
 _TRIES = 4
 _MARGIN = 1.1
 """Writes are sent so much more slowly than they may be, since they arrive unevenly."""
@@ -74,6 +77,7 @@ class StatusWriter:
         self._kube, self._current, self._learn = kube, current, learn
         self._spacing = _MARGIN / per_second
         self._next_at = 0.0
+        self._turn = asyncio.Lock()
         self._waiting: dict[Key, Waiting] = {}
         self._writing: dict[Key, Waiting] = {}
         self._last: dict[Key, float] = {}
@@ -121,7 +125,12 @@ class StatusWriter:
         self._last.pop(key, None)
 
     async def run(self) -> None:
-        """Write until cancelled."""
+        """Write until cancelled: some at a time, so that a slow answer does not hold up the others."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
         while True:
             key = self._next(time.monotonic())
             if key is None:
@@ -190,6 +199,8 @@ class StatusWriter:
         best: tuple[bool, float] | None = None
         chosen = None
         for key, waiting in self._waiting.items():
+            if key in self._writing:
+                continue
             if not waiting.urgent and now - self._last.get(key, 0.0) < LIVE_SPACING:
                 continue
             rank = (not waiting.urgent, waiting.since)
@@ -199,10 +210,11 @@ class StatusWriter:
 
     async def _keep_rate(self) -> None:
         """Wait until the next write may be sent; evenly, so that no second has more than it may."""
-        wait = self._next_at - time.monotonic()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        self._next_at = time.monotonic() + self._spacing
+        async with self._turn:
+            wait = self._next_at - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            self._next_at = time.monotonic() + self._spacing
 
     async def _write_safely(self, key: Key) -> None:
         if key not in self._waiting:

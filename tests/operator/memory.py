@@ -4,8 +4,8 @@ It plays what the operator relies on. The Job controller and the garbage collect
 that a test can put anything between them.
 """
 
-import copy
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -86,7 +86,7 @@ class Cluster:
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         with self._call("get", kind, name):
-            return copy.deepcopy(self.objects.get((kind.name, namespace, name)))
+            return _copied(self.objects.get((kind.name, namespace, name)))
 
     async def list(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> Listed:
         with self._call("list", kind, ""):
@@ -99,19 +99,19 @@ class Cluster:
             if fields:
                 uid = fields.partition("=")[2]
                 found = [body for body in found if body.get("involvedObject", {}).get("uid") == uid]
-            return Listed(copy.deepcopy(found), str(next(self._versions)))
+            return Listed(_copied(found), str(next(self._versions)))
 
     async def create(self, kind: Kind, body: Object) -> Object:
         with self._call("create", kind, body["metadata"]["name"], body):
-            return copy.deepcopy(self.add(kind, body))
+            return _copied(self.add(kind, body))
 
     async def apply(self, kind: Kind, body: Object) -> Object:
         with self._call("apply", kind, body["metadata"]["name"], body):
             place = (kind.name, body["metadata"]["namespace"], body["metadata"]["name"])
             if place not in self.objects:
-                return copy.deepcopy(self.add(kind, body))
+                return _copied(self.add(kind, body))
             old = self.objects[place]
-            return self._changed(kind, {**old, "spec": copy.deepcopy(body.get("spec"))})
+            return self._changed(kind, {**old, "spec": _copied(body.get("spec"))})
 
     async def apply_status(self, kind: Kind, body: Object) -> Object:
         with self._call("apply_status", kind, body["metadata"]["name"], body):
@@ -122,8 +122,8 @@ class Cluster:
             if head.get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
                 raise ConflictError("apply", 409, "Conflict", "another version")
             if old.get("status") == body["status"]:
-                return copy.deepcopy(old)
-            return self._changed(kind, {**old, "status": copy.deepcopy(body["status"])})
+                return _copied(old)
+            return self._changed(kind, {**old, "status": _copied(body["status"])})
 
     async def replace(self, kind: Kind, body: Object) -> Object:
         with self._call("replace", kind, body["metadata"]["name"], body):
@@ -133,7 +133,7 @@ class Cluster:
                 raise NotThereError("replace", 404, "NotFound", head["name"])
             if old["metadata"]["resourceVersion"] != head.get("resourceVersion"):
                 raise ConflictError("replace", 409, "Conflict", "another version")
-            return self._changed(kind, copy.deepcopy(body))
+            return self._changed(kind, _copied(body))
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str, propagation: Propagation
@@ -157,7 +157,7 @@ class Cluster:
     # What people, controllers and the tests do.
 
     def add(self, kind: Kind, body: Object) -> Object:
-        head = copy.deepcopy(body["metadata"])
+        head = _copied(body["metadata"])
         place = (kind.name, head["namespace"], head["name"])
         if place in self.objects:
             raise AlreadyThereError("create", 409, "AlreadyExists", head["name"])
@@ -167,7 +167,7 @@ class Cluster:
             "creationTimestamp": START,
             "generation": 1,
         }
-        made = {"apiVersion": kind.version, "kind": kind.name, **copy.deepcopy(body), "metadata": head}
+        made = {"apiVersion": kind.version, "kind": kind.name, **_copied(body), "metadata": head}
         self.objects[place] = made
         owners = [owner["uid"] for owner in head.get("ownerReferences", ()) if owner.get("controller")]
         self.made.append((kind.name, head["name"], owners[0] if owners else ""))
@@ -177,7 +177,7 @@ class Cluster:
     def change(self, kind: Kind, name: str, namespace: str = "team", **parts: Any) -> Object:
         """Replace parts of an object; a changed spec counts as a new generation."""
         old = self.objects[kind.name, namespace, name]
-        new = {**old, **copy.deepcopy(parts)}
+        new = {**old, **_copied(parts)}
         if new.get("spec") != old.get("spec"):
             new["metadata"] = {**new["metadata"], "generation": old["metadata"]["generation"] + 1}
         return self._changed(kind, new)
@@ -188,10 +188,10 @@ class Cluster:
         body = self.objects[kind.name, namespace, name]
         if propagation == "Foreground" and kind is JOB:
             if body["metadata"].get("deletionTimestamp"):
-                return copy.deepcopy(body)
+                return _copied(body)
             return self._changed(kind, {**body, "metadata": {**body["metadata"], "deletionTimestamp": START}})
         del self.objects[kind.name, namespace, name]
-        gone = copy.deepcopy(body)
+        gone = _copied(body)
         gone["metadata"]["resourceVersion"] = str(next(self._versions))
         self._tell("DELETED", kind, gone)
         return None
@@ -223,7 +223,7 @@ class Cluster:
             names = [f"{head['name']}-{index}-x" for index in range(spec["parallelism"])]
             for name in names:
                 if ("Pod", head["namespace"], name) not in self.objects:
-                    template = copy.deepcopy(spec["template"])
+                    template = _copied(spec["template"])
                     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": head["name"]}
                     template["metadata"] |= {
                         "name": name,
@@ -253,7 +253,7 @@ class Cluster:
                     name,
                 ) in self.objects:
                     del self.objects[kind, space, name]
-                    gone = copy.deepcopy(body)
+                    gone = _copied(body)
                     gone["metadata"]["resourceVersion"] = str(next(self._versions))
                     self._tell("DELETED", _KINDS.get(kind), gone)
             for job in list(self.of(JOB)):
@@ -278,16 +278,16 @@ class Cluster:
         self.most_trainers = max([self.most_trainers, *(len(owners) for owners in alive.values())])
 
     def _changed(self, kind: Kind, body: Object) -> Object:
-        body = copy.deepcopy(body)
+        body = _copied(body)
         body["metadata"]["resourceVersion"] = str(next(self._versions))
         self.objects[kind.name, body["metadata"]["namespace"], body["metadata"]["name"]] = body
         self._tell("MODIFIED", kind, body)
-        return copy.deepcopy(body)
+        return _copied(body)
 
     def _tell(self, what: str, kind: Kind | None, body: Object) -> None:
         if kind is not None:
             for listener in self.listeners:
-                listener(what, kind.name, copy.deepcopy(body))
+                listener(what, kind.name, _copied(body))
 
     def _call(self, verb: str, kind: Kind, name: str, body: Object | None = None) -> "_Calling":
         self.calls.append(Call(verb, kind.name, name))
@@ -317,6 +317,11 @@ class _Calling:
             fault.deed()
         if fault.error is not None:
             raise fault.error
+
+
+def _copied(body: Any) -> Any:
+    """As it comes from the API server: in JSON, and nobody else's."""
+    return json.loads(json.dumps(body))
 
 
 def lost() -> UnavailableError:

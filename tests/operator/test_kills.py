@@ -14,7 +14,6 @@ from esper_operator.kube import (
     CLAIM,
     EVENT,
     JOB,
-    NETWORK_POLICY,
     POD,
     RUN,
     SERVICE,
@@ -22,12 +21,8 @@ from esper_operator.kube import (
     KubeError,
     RefusedError,
 )
-from esper_operator.settings import Settings
 from tests.operator.memory import Call, Fault, Killed, lost
 from tests.operator.world import World
-
-SETTINGS = Settings(network_policies=True)
-"""So that every call that there is, is made."""
 
 OTHER_HOST = {"builtin": "mlp", "args": {"hidden": [9]}}
 
@@ -211,7 +206,7 @@ PATHS: dict[str, Path] = {
 
 def begin(name: str) -> World:
     """A world in which a path begins."""
-    world = World(SETTINGS)
+    world = World()
     PATHS[name].before(world)
     PATHS[name].deed(world)
     world.cluster.calls.clear()
@@ -255,8 +250,7 @@ def check(name: str, world: World, what: str) -> None:
         place for place in twice if place[0] not in (EVENT.name, POD.name, RUN.name, *path.twice)
     ] == [], what
     if run is None:
-        kept = {EVENT.name, NETWORK_POLICY.name}
-        assert [place for place in cluster.objects if place[0] not in kept] == [], what
+        assert [place for place in cluster.objects if place[0] != EVENT.name] == [], what
     check_owners(world, what)
     before = len(cluster.calls)
     world.begin().one_pass()
@@ -372,7 +366,7 @@ def test_a_run_deleted_and_made_again_at_any_call_has_one_trainer_and_only_its_o
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name != "resumed at once"])
 def test_events_that_are_dropped_are_made_up_for_by_the_relist(name: str) -> None:
-    world = World(SETTINGS)
+    world = World()
     PATHS[name].before(world)
     world.process.deaf = True
     PATHS[name].deed(world)
@@ -391,7 +385,7 @@ def test_events_that_are_dropped_are_made_up_for_by_the_relist(name: str) -> Non
 
 @pytest.mark.parametrize("name", PATHS)
 def test_events_that_come_twice_or_late_change_nothing(name: str) -> None:
-    world = World(SETTINGS)
+    world = World()
     heard = []
     hear = world.process.hear
 

@@ -28,6 +28,7 @@ def test_a_new_run_gets_each_child_once_and_one_status_and_one_event() -> None:
     assert made[:-1] == [
         ("create", "Service", "small"),
         ("create", "PersistentVolumeClaim", "small-data"),
+        ("create", "NetworkPolicy", f"esper-small-{uid8}"),
         ("create", "Secret", f"esper-small-{uid8}-1"),
         ("create", "Job", "small-1"),
         ("apply_status", "MorphogeneticRun", "small"),
