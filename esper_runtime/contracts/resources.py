@@ -63,6 +63,7 @@ class RunCondition(StrEnum):
     CHECKPOINTED = "Checkpointed"
     SUSPENDED = "Suspended"
     DEGRADED = "Degraded"
+    SERVED = "Served"
     COMPLETE = "Complete"
     FAILED = "Failed"
 

@@ -29,6 +29,7 @@ from esper_runtime.planning.blueprints import (
     Wish,
     Workplaces,
     plan_blueprint,
+    served_runs,
 )
 from esper_runtime.planning.conditions import Truth, Verdict, conditions_after, rfc3339
 from esper_runtime.planning.forge import (
@@ -182,6 +183,7 @@ __all__ = [
     "plan_workforce",
     "pod_exit",
     "rfc3339",
+    "served_runs",
     "serves",
     "shape_of",
     "supersedes",

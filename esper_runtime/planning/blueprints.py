@@ -32,6 +32,10 @@ from esper_runtime.planning.conditions import Verdict, conditions_after
 
 DELETED = "its resource was deleted: "
 """How the reason of an archived entry begins that a new resource brings back."""
+_NO_POOL = (
+    "no pool of the release both makes and tests kernels; give one in the chart's values (pools) a tezzeret "
+    "and a urabrask of at least 1"
+)
 SOUND = frozenset({KernelState.VALIDATED, KernelState.SUPERSEDED})
 """States of kernels that have passed."""
 
@@ -177,6 +181,23 @@ def plan_blueprint(
     return BlueprintPlan(() if seen.mirrored else tuple(_actions(seen, library, places)), status)
 
 
+def served_runs(places: Workplaces) -> Verdict:
+    """Whether the pools make the kernels that runs want."""
+    if not places.pools:
+        return Verdict(
+            "False", "NoPool", f"{_NO_POOL}; until then runs get the kernels that are there already"
+        )
+    if places.unserved:
+        return Verdict(
+            "False",
+            "NoPool",
+            f"kernels are wanted for {', '.join(sorted(places.unserved))}, which no pool serves (pools are "
+            f"{', '.join(places.pools)}); a run on such nodes gets none until a pool for them is in the "
+            "chart's values (pools)",
+        )
+    return Verdict("True", "Served")
+
+
 def score_of(reports: Sequence[FieldReport]) -> Score | None:
     """Mean contribution in trainings with its normal 95 % interval; None for fewer than two of them."""
     values = [report.contribution for report in reports if report.contribution is not None]
@@ -251,12 +272,7 @@ def _entered(seen: BlueprintSeen, library: LibraryFacts) -> Verdict:
 
 def _served(seen: BlueprintSeen, kernels: Sequence[KernelRecord], places: Workplaces) -> Verdict:
     if not places.pools:
-        return Verdict(
-            "False",
-            "NoPool",
-            "no pool of the release both makes and tests kernels; give one in the chart's values (pools) a "
-            "tezzeret and a urabrask of at least 1",
-        )
+        return Verdict("False", "NoPool", _NO_POOL)
     open_ = {record.spec.target.name for record in kernels if record.state in _OPEN}
     missing = sorted(open_ & places.unserved)
     if missing:

@@ -13,6 +13,7 @@ from esper_operator.bus import BusCredentials, first_start, signing_key, trust_l
 from esper_operator.credentials import Credentials, NoCredentials
 from esper_operator.feed import Feed
 from esper_operator.forge import KINDS, Forge
+from esper_operator.forge_metrics import ForgeMetrics
 from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
 from esper_operator.kube import DEPLOYMENT, RUN, Kind, KubeApi, KubeError, Object, configured
 from esper_operator.lease import DEADLINE, Leadership
@@ -30,6 +31,7 @@ from esper_operator.writer import StatusWriter
 from esper_runtime.artifact import Trust, sign_with
 from esper_runtime.contracts import BusError, Role
 from esper_runtime.oona import BusKeeper
+from esper_runtime.planning import Verdict, served_runs
 
 WORKERS = 8
 """Resources that are worked on at a time."""
@@ -58,7 +60,7 @@ class Operator:
         self.store = Store()
         self.queue: KeyQueue[Key] = KeyQueue()
         self.writer = StatusWriter(kube, settings.status_writes, self._current, self._learn)
-        self.runs = Runs(kube, self.store, self.writer, credentials, settings)
+        self.runs = Runs(kube, self.store, self.writer, credentials, settings, served=self._served)
         self.passes = PassMetrics()
         self.feed: Feed | None = None
         self.bus: BusSweep | None = None
@@ -70,6 +72,7 @@ class Operator:
         self.forge = Forge(
             kube, self.writer, self.office, settings, owner, self.queue.add, self._blueprints_in_use
         )
+        self._served_before = self._served()
         self.listed = False
         """Whether everything was listed once."""
 
@@ -140,6 +143,7 @@ class Operator:
                 return await self.forge.reconcile(key)
             finally:
                 self.passes.seconds.labels(key.label).observe(time.perf_counter() - began)
+                self._tell_runs()
         try:
             return await self.runs.reconcile(key)
         finally:
@@ -147,6 +151,18 @@ class Operator:
             run = self.store.run(key)
             if self.feed is not None and run is not None and (run.get("status") or {}).get("attempt"):
                 self.feed.hear(key.namespace)
+
+    def _tell_runs(self) -> None:
+        """Have the runs say it where pools serve other targets than before."""
+        served = self._served()
+        if served != self._served_before:
+            self._served_before = served
+            for run in self.store.runs():
+                self.queue.add(run)
+
+    def _served(self) -> Verdict | None:
+        """Whether the pools make kernels for the runs; None for a release without a bus."""
+        return None if self.office is None else served_runs(self.forge.places())
 
     def _current(self, key: Key) -> Object | None:
         return self.store.run(key) if isinstance(key, RunKey) else self.forge.current(key)
@@ -241,6 +257,7 @@ async def operate(settings: Settings) -> None:
             operator.passes = passes
             parts.append(operator)
             passes.registry.register(_figures(operator, lease))
+            passes.registry.register(ForgeMetrics(operator.forge))
             began = time.monotonic()
             await operator.relist()
             _log.info("%d objects listed in %.1f s", len(operator.store), time.monotonic() - began)

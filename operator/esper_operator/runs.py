@@ -42,6 +42,7 @@ from esper_runtime.planning import (
     RunPlan,
     RunSeen,
     Standing,
+    Verdict,
     plan_run,
 )
 
@@ -85,6 +86,7 @@ class Runs:
         credentials: of the pods.
         settings: of the release.
         clock: seconds since the epoch.
+        served: whether the pools make kernels for runs; None for a release without a bus.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Runs:
         credentials: Credentials,
         settings: Settings,
         clock: Callable[[], float] = time.time,
+        served: Callable[[], Verdict | None] = lambda: None,
     ) -> None:
+        self._served = served
         self._kube, self._store, self._writer = kube, store, writer
         self._credentials, self._settings, self._clock = credentials, settings, clock
         self._blocked: dict[RunKey, int] = {}
@@ -313,7 +317,16 @@ class Runs:
         elif trouble is not None and trouble.reason in _NOT_ACCEPTED:
             refusal, trouble = trouble, None
         facts = Facts(
-            view.run, view.read, view.seen, view.plan, _current(view), live, trouble, refusal, view.began_as
+            view.run,
+            view.read,
+            view.seen,
+            view.plan,
+            _current(view),
+            live,
+            trouble,
+            refusal,
+            view.began_as,
+            self._served(),
         )
         status = status_of(facts)
         notices: list[Notice] = []

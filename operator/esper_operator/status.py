@@ -38,6 +38,7 @@ class Facts:
         trouble: what keeps it from moving.
         refusal: why the manifest is not accepted, where it is not; reason and message.
         identity: digest of what of the manifest never changes, as the run began.
+        served: whether the release's pools make kernels for it; None where nobody would.
     """
 
     run: Object
@@ -49,6 +50,7 @@ class Facts:
     trouble: Trouble | None = None
     refusal: Trouble | None = None
     identity: str = ""
+    served: Verdict | None = None
 
 
 def status_of(facts: Facts) -> Object:
@@ -141,6 +143,9 @@ def _conditions(facts: Facts, before: RunStatus) -> dict[RunCondition, Verdict]:
         found[RunCondition.DEGRADED] = Verdict("True", trouble.reason, trouble.message)
     elif RunCondition.DEGRADED in kinds:
         found[RunCondition.DEGRADED] = Verdict("False", "AsExpected", "")
+    served = facts.served
+    if served is not None and not ended and (served.truth != "True" or RunCondition.SERVED in kinds):
+        found[RunCondition.SERVED] = served
     live = facts.live
     if live is not None and live.heard:
         growing = sum(count for stage, count in live.seeds.items() if stage not in _SETTLED)

@@ -11,6 +11,7 @@ from helm_python import HelmError, lint
 from esper_operator.main import command
 from esper_operator.settings import Settings
 from esper_runtime.contracts import crd_documents
+from esper_runtime.planning import TARGET, WORKERS
 from tests.chart.rendering import CHART, NAMESPACE, ROOT, Document, find, objects, pods, rendered, rules
 
 CUDA_POOL = {
@@ -294,3 +295,29 @@ def test_the_notes_list_what_stays_and_only_what_there_is(values: dict[str, Any]
     assert ("kubectl delete crd" in left) == ("- the definitions" in left)
     for hook in (d for d in found if "helm.sh/hook" in d["metadata"].get("annotations", {})):
         assert hook["metadata"]["name"] in left
+
+
+@every
+def test_what_of_the_library_is_shown_may_be_written_in_the_releases_namespace_alone(
+    values: dict[str, Any],
+) -> None:
+    writes = {"create", "patch", "update", "delete"}
+    for document in objects(values):
+        if document["kind"] not in ("Role", "ClusterRole") or "operator" not in document["metadata"]["name"]:
+            continue
+        for rule in document["rules"]:
+            if {"blueprints", "compiledkernels", "compiledkernels/status"} & {*rule["resources"]}:
+                own = document["metadata"]["name"] == "esper-operator-own"
+                assert own or not writes & {*rule["verbs"]} or rule["resources"][-1] == "blueprints/status"
+                assert not own or document["metadata"]["namespace"] == NAMESPACE
+
+
+def test_the_policies_of_the_releases_pods_are_those_of_the_workers_that_the_operator_makes() -> None:
+    found = objects()
+    workers = find(found, "NetworkPolicy", "esper-workers")["spec"]
+    (roles,) = workers["podSelector"]["matchExpressions"]
+    assert {role.value for role in WORKERS} <= {*roles["values"]}
+    target = find(found, "NetworkPolicy", "esper-target")["spec"]
+    assert target["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == TARGET
+    assert target["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & target.keys()

@@ -13,14 +13,16 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from esper_operator.credentials import NoCredentials
+from esper_operator.forge_metrics import ForgeMetrics
 from esper_operator.kube import RUN, KubeApi
 from esper_operator.lease import Leadership
+from esper_operator.library_metrics import LibraryMetrics
 from esper_operator.process import Operator, _figures
-from esper_operator.settings import Settings
 from esper_runtime.nissa import Exposition, TrainingMetrics, WorkerMetrics
 from esper_runtime.tamiyo.service.metrics import ServiceMetrics
 from tests.chart.rendering import CHART
 from tests.nissa.journals import grown
+from tests.operator.forge_world import SETTINGS, ForgeWorld, blueprint
 
 RULES = CHART / "files" / "rules.yaml"
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
@@ -30,12 +32,17 @@ def operator_metrics() -> bytes:
     """What an operator serves that knows a run and has called the API."""
     kube = KubeApi(cast(Any, None))
     kube.calls["list", "MorphogeneticRun", 200] = 1
-    operator = Operator(Settings(), kube, NoCredentials())
+    operator = Operator(SETTINGS, kube, NoCredentials())
     head = {"name": "small", "namespace": "team", "uid": "0" * 36, "resourceVersion": "1"}
     operator.store.put(RUN, {"metadata": head, "spec": {}, "status": {"phase": "Running"}})
     operator.passes.seconds.labels("MorphogeneticRun").observe(0.1)
     registry = operator.passes.registry
     registry.register(_figures(operator, Leadership(kube, "esper", "esper-operator", "me")))
+    registry.register(ForgeMetrics(operator.forge))
+    world = ForgeWorld()
+    world.apply(blueprint())
+    world.settle()
+    registry.register(LibraryMetrics(cast(Any, world.library)))
     return generate_latest(registry)
 
 

@@ -29,6 +29,7 @@ from esper_runtime.contracts import (
     Work,
     WorkerFacts,
 )
+from esper_runtime.urza import Fault
 from tests.operator.memory import Cluster, Killed
 
 LIBRARY = Kind("bus", "Library", "library")
@@ -52,6 +53,8 @@ class MemoryLibrary:
         self.kernels: dict[str, KernelRecord] = {}
         self.said: list[FieldReport] = []
         self.entered: Counter[str] = Counter()
+        self.ignored: Counter[Fault] = Counter()
+        self.ignored_of_runs: Counter[str] = Counter()
         self._cluster = cluster
 
     def blueprints(self) -> Mapping[str, BlueprintEntry]:

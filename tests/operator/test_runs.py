@@ -8,6 +8,7 @@ import pytest
 from esper_operator.kube import CLAIM, EVENT, JOB, POD, RUN, SECRET, SERVICE, Kind, Object, RefusedError
 from esper_operator.names import RunKey
 from esper_runtime.contracts import parse_run
+from esper_runtime.planning import Workplaces, served_runs
 from tests.operator.world import KEY, World, manifest
 
 
@@ -418,3 +419,21 @@ def test_a_run_that_is_gone_is_forgotten() -> None:
     assert world.process.one_pass() is None
     assert world.process.one_pass(RunKey("team", "never")) is None
     assert manifest()["metadata"]["name"] == KEY.name
+
+
+@pytest.mark.parametrize(
+    "places", [Workplaces(), Workplaces(pools=("cpu",), unserved=frozenset({"cpu-avx2"}))]
+)
+def test_a_run_for_which_nobody_makes_kernels_says_so_until_somebody_does(places: Workplaces) -> None:
+    world = World()
+    served = [served_runs(places)]
+    world.process.runs._served = lambda: served[0]
+    world.apply()
+    world.settle()
+    condition = world.condition("Served")
+    assert (condition["status"], condition["reason"]) == ("False", "NoPool")
+    assert "values (pools)" in condition["message"]
+    assert world.status["phase"] == "Running"
+    served[0] = served_runs(Workplaces(pools=("cpu",)))
+    world.settle()
+    assert world.condition("Served")["status"] == "True"

@@ -6,7 +6,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from esper_operator.forge_metrics import ForgeMetrics
 from esper_operator.kube import JOB
 from esper_operator.pools import Pool, read_pools
 from esper_operator.settings import Settings
@@ -212,3 +214,12 @@ def test_pools_are_read_strictly(given: Any, words: str) -> None:
 def test_two_pools_of_one_name_are_refused() -> None:
     with pytest.raises(InputError, match="several pools are named cpu"):
         read_pools(json.dumps([{"name": "cpu", "device": "cpu"}] * 2))
+
+
+def test_metrics_tell_the_workers_and_the_targets_that_nobody_serves() -> None:
+    world = busy(blueprints=3)
+    registry = CollectorRegistry()
+    registry.register(ForgeMetrics(world.forge))
+    text = generate_latest(registry).decode()
+    assert 'esper_operator_workers{pool="cpu",role="tezzeret"} 1.0' in text
+    assert "esper_operator_unserved_targets 0.0" in text

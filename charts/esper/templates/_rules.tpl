@@ -4,11 +4,11 @@
   resources: [morphogeneticruns]
   verbs: [get, list, watch, patch, delete]
 - apiGroups: [esper.dev]
-  resources: [morphogeneticruns/status, blueprints/status, compiledkernels/status]
+  resources: [morphogeneticruns/status, blueprints/status]
   verbs: [get, patch]
 - apiGroups: [esper.dev]
   resources: [blueprints, compiledkernels]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
@@ -29,7 +29,8 @@
   verbs: [get, list, create, patch]
 {{- end }}
 
-{{/* In the release's own namespace: the Lease, and the Deployment that owns what the operator makes here. */}}
+{{/* In the release's own namespace: the Lease, the Deployment that owns what the operator makes here, and what of the
+     library is shown here. */}}
 {{- define "esper.rules.own" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -42,6 +43,12 @@
   resources: [deployments]
   resourceNames: [esper-operator]
   verbs: [get]
+- apiGroups: [esper.dev]
+  resources: [blueprints, compiledkernels]
+  verbs: [create, patch, delete]
+- apiGroups: [esper.dev]
+  resources: [compiledkernels/status]
+  verbs: [get, patch]
 {{- end }}
 
 {{/* With rights in the whole cluster. */}}
