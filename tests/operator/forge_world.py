@@ -66,6 +66,9 @@ class MemoryLibrary:
     def reports(self) -> list[FieldReport]:
         return self.said
 
+    def refused_proposals(self) -> Mapping[str, int]:
+        return {}
+
     def depths(self) -> Mapping[tuple[Work, str], int] | None:
         if not self.ready:
             return None
