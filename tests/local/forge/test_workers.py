@@ -46,7 +46,7 @@ def until(holds: Callable[[], object]) -> None:
 
 def test_there_are_as_many_as_wanted_and_they_stand_back(pool: WorkerPool, tmp_path: Path) -> None:
     assert pool.look({T: 2, U: 1})
-    assert pool.running == {T: 2, U: 1}
+    assert pool.running == {T: 2, U: 1, Role.KARN: 0}
     for record in pool.records:
         assert os.getpriority(os.PRIO_PROCESS, record.pid) >= 10
         cores = os.sched_getaffinity(record.pid)
