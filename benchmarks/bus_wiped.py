@@ -101,7 +101,7 @@ async def _measured(server: ClusterServer, folder: Path) -> None:
                     "sameIds": same,
                     "runUndisturbed": undisturbed,
                     "journalEntriesWhileAway": meanwhile,
-                    "conditionsThatLied": scene.lies,
+                    "conditionsThatLied": sorted(scene.lies),
                     "secondsUntilMade": round(made, 1),
                     "secondsUntilSaidToBeAway": round(said, 1),
                     "secondsUntilMadeAgain": round(again, 1),
@@ -116,7 +116,7 @@ class _Scene:
     def __init__(self, release: Release, containers: Containers, folder: Path, ids: dict[str, str]) -> None:
         self.release, self._containers, self._ids = release, containers, ids
         self._folder = RunFolder(folder / "data" / "runs" / "small")
-        self.lies: list[str] = []
+        self.lies: set[str] = set()
 
     @property
     def entries(self) -> list[JournalEntry]:
@@ -160,7 +160,7 @@ class _Scene:
                 status: Any = self._status(name)
                 here = status.get("library") == self.release.office.incarnation
                 if here and status.get("phase") == "Validated" and identity not in sound:
-                    self.lies.append(name)
+                    self.lies.add(name)
 
     async def copied(self, server: ClusterServer) -> bool:
         """Whether the bus comes to have the whole journal."""

@@ -202,10 +202,11 @@ class ForgeOffice:
         tasks: list[asyncio.Task[None]] = []
         try:
             await planner.begin()
+            mine = planner.library.incarnation
             self._begin(planner)
             tasks += [asyncio.create_task(self._restore_runs()), asyncio.create_task(self._carry(planner))]
             entered, connections = False, client.stats["reconnects"]
-            while not client.is_closed and planner.library.incarnation == self._incarnation:
+            while not client.is_closed and planner.library.incarnation == mine:
                 if client.stats["reconnects"] != connections:
                     connections = client.stats["reconnects"]
                     await self._prepare()
@@ -219,7 +220,9 @@ class ForgeOffice:
                             await planner.enter_catalogue()
                             entered = True
                         wakes_in = (await planner.turn()).wakes_in
-                    self._learn(planner.state, await planner.observer.items())
+                    depths = await planner.observer.items()
+                    if planner.library.incarnation == mine:  # else what was seen is of two libraries
+                        self._learn(planner.state, depths, mine)
                 except BusError as error:
                     self._lose(error)
                 await self._news.wait(min(LOOK_SECONDS, wakes_in or LOOK_SECONDS))
@@ -233,17 +236,20 @@ class ForgeOffice:
         incarnation = planner.library.incarnation
         if self._incarnation not in (None, incarnation):
             _log.warning("the bus had lost its storage: the library is a new one (%s)", incarnation)
-        self._planner, self._incarnation = planner, incarnation
+        self._planner = planner
 
     def _end(self, planner: Planner) -> None:
         self._ignored_before += planner.library.ignored
         self._planner, self._depths = None, None
         self.changed()
 
-    def _learn(self, state: ForgeState, depths: Mapping[tuple[Work, str], int]) -> None:
-        before = (self._state.blueprints, self._state.records, self._state.wishes, self._depths)
-        self._state, self._depths = state, depths
-        if before != (state.blueprints, state.records, state.wishes, depths):
+    def _learn(
+        self, state: ForgeState, depths: Mapping[tuple[Work, str], int], incarnation: str | None
+    ) -> None:
+        before, was = self._state, (self._depths, self._incarnation)
+        self._state, self._depths, self._incarnation = state, depths, incarnation
+        same = was == (depths, incarnation) and before.blueprints == state.blueprints
+        if not same or before.records != state.records or before.wishes != state.wishes:
             self.changed()
 
     def _lose(self, error: BusError) -> None:
