@@ -5,6 +5,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
+from nats.aio.client import Client
+
 from benchmarks.cluster_server import ClusterServer
 from esper_operator.bus import signing_key, trust_list
 from esper_operator.credentials import RunOnBus
@@ -12,7 +14,7 @@ from esper_operator.library import ForgeOffice
 from esper_operator.sweep import BusSweep, Due
 from esper_runtime.artifact import MAY_SAY, Trust, sign_with
 from esper_runtime.contracts import Role, Statement
-from esper_runtime.oona import BusRole
+from esper_runtime.oona import AccessRefusedError, BusRole, connect
 from esper_runtime.urza import Library
 
 RUN = RunOnBus("team", "small", "0123abcd-1111-2222-3333-444444444444")
@@ -31,6 +33,17 @@ async def say(server: ClusterServer, *statements: Statement) -> None:
         address = server.address_of(BusRole(role.value))
         async with await Library.connect(address, trust_of(server)) as library:
             await library.publish(sign_with(signing_key(server.keys, role), statement))
+
+
+async def let_in(server: ClusterServer) -> Client:
+    """A connection of `RUN`, as soon as the operator has let it in."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return await connect(server.address_of_run(RUN.namespace, RUN.name, RUN.uid), "run")
+        except AccessRefusedError:
+            assert time.monotonic() < deadline, "it is not let in"
+            await asyncio.sleep(0.05)
 
 
 async def until(holds: Callable[[], object], what: str, seconds: float = SECONDS) -> None:

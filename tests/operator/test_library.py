@@ -26,9 +26,9 @@ from esper_runtime.contracts import (
     Role,
     name_on_bus,
 )
-from esper_runtime.oona import BusRole, connect, disconnect, publish
+from esper_runtime.oona import BusRole, disconnect, publish
 from esper_runtime.urza import Library
-from tests.operator.offices import RUN, an_office, say, trust_of, until
+from tests.operator.offices import RUN, an_office, let_in, say, trust_of, until
 from tests.urza.sayings import BLUEPRINT, compiled, digest_of, kernel_spec, verdict
 
 SPEC = kernel_spec()
@@ -57,7 +57,7 @@ def state_of(office: ForgeOffice) -> KernelState | None:
 
 async def run_wishes(server: ClusterServer) -> None:
     """A run says with its own way in what it can use, and what cannot be meant."""
-    client = await connect(server.address_of_run(RUN.namespace, RUN.name, RUN.uid), "run")
+    client = await let_in(server)
     mine = Library(client, trust_of(server), wishes=False)
     await mine.wish(KernelWish(spec=SPEC))
     await publish(client, "$KV.wishes.ck-000000000000", b"{}", "w1", patience=5)
@@ -110,7 +110,7 @@ def test_what_a_run_wants_invented_is_proposed_by_karn_with_its_own_way_in_and_e
     async def main() -> None:
         async with an_office(server) as office:
             await until(lambda: office.ready and office.blueprints().keys() == CATALOGUE, "the catalogue")
-            client = await connect(server.address_of_run(RUN.namespace, RUN.name, RUN.uid), "run")
+            client = await let_in(server)
             mine = Library(client, trust_of(server), wishes=False)
             await mine.want_invented(wish.model_copy(update={"run": "rivals/theirs"}))
             await mine.want_invented(wish)
