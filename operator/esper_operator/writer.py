@@ -26,12 +26,12 @@ from esper_runtime.planning import rfc3339
 LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
 
-AT_ONCE = 4
+AT_ONCE = 3
 """Writes that wait for their answer at a time."""
 
 _TRIES = 4
-_MARGIN = 1.1
-"""Writes are sent so much more slowly than they may be, since they arrive unevenly."""
+_MARGIN = 1.25
+"""Writes are sent so much more slowly than they may be: those under way may arrive together."""
 
 _log = logging.getLogger(__name__)
 
