@@ -219,8 +219,9 @@ def _wanted(seen: WorkforceSeen, sites: Mapping[str, WorkerFacts]) -> dict[tuple
         depths: dict[Role, Depth] = {}
         for role, work in WORK.items():
             mine = [key for key in left if key[0] == work and serves(pool, sites.get(pool.name), key[1])]
-            depths[role] = Depth(sum(left[key] for key in mine), IDLE_SECONDS)
             taken = pool.limits.get(role, 0)
+            # No more than its own limit, so that no role takes the places of another one.
+            depths[role] = Depth(min(taken, sum(left[key] for key in mine)), IDLE_SECONDS)
             for key in mine:  # what this pool's workers take at a time is not asked of the next pool
                 share = min(taken, left[key])
                 left[key] -= share

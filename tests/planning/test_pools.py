@@ -91,6 +91,15 @@ def test_what_one_pool_takes_at_a_time_is_not_asked_of_the_next_one() -> None:
     ]
 
 
+def test_much_work_for_one_role_takes_no_places_of_another_one() -> None:
+    target = "cpu-avx2-torch-2-13-0"
+    found = created(
+        plan([pool(tezzeret=1, urabrask=4)], [], {("compile", target): 90, ("evaluate", target): 4})
+    )
+    assert sum(role == "urabrask" for role, _, _ in found) == 4
+    assert sum(role == "tezzeret" for role, _, _ in found) == 1
+
+
 def test_nothing_is_asked_of_a_pool_that_may_have_no_workers() -> None:
     found = plan([pool(tezzeret=0, urabrask=0)], [], {("compile", "cpu-avx2-torch-2-13-0"): 3}, asked=True)
     assert created(found) == []
