@@ -27,7 +27,7 @@ def test_exactly_what_the_notes_list_is_left_and_a_training_goes_on_to_its_end(
         "--ignore-not-found",
     )
     cluster.apply(growing("left", steps=3000))
-    cluster.at_step("left", 300)
+    cluster.at_step("left", 300, 400)
     (pod,) = cluster.living_pods("left")
     with cluster.helm() as helm:
         notes = str(helm.status(RELEASE).get("notes", ""))
