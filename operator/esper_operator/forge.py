@@ -70,6 +70,7 @@ class Forge:
                 self.workers.places,
                 in_use,
                 settings,
+                owner,
                 clock,
             )
             office.changed = self.wake

@@ -53,6 +53,7 @@ class Mirror:
         places: where kernels are made, as it is known.
         in_use: ids of blueprints that runs which go on have planted.
         settings: of the release.
+        owner: an owner reference for what is shown, so that it goes with the release.
         clock: seconds since the epoch.
     """
 
@@ -66,8 +67,10 @@ class Mirror:
         places: Callable[[], Workplaces],
         in_use: Callable[[], frozenset[str]],
         settings: Settings,
+        owner: Object | None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._owner = owner
         self._kube, self._objects, self._writer, self._office = kube, objects, writer, office
         self._facts, self._places, self._in_use = facts, places, in_use
         self._namespace, self._clock = settings.namespace, clock
@@ -122,7 +125,8 @@ class Mirror:
             uid = body["metadata"]["uid"]
             await self._kube.delete(key.kind, key.namespace, key.name, uid, "Background")
             self._objects.remove(key.kind, key.namespace, key.name, uid)
-        self._objects.put(key.kind, await self._kube.apply(key.kind, _resource(key, spec)))
+        resource = _resource(key, spec, self._owner)
+        self._objects.put(key.kind, await self._kube.apply(key.kind, resource))
 
     def _say(self, known: Mapping[str, KernelRecord]) -> None:
         for body in self._mine(KERNEL):
@@ -165,13 +169,15 @@ def blueprint_spec(entry: BlueprintEntry) -> BlueprintSpec:
     return BlueprintSpec(graph=entry.graph)
 
 
-def _resource(key: Key, spec: CompiledKernelSpec | BlueprintSpec) -> Object:
+def _resource(key: Key, spec: CompiledKernelSpec | BlueprintSpec, owner: Object | None) -> Object:
     labels = {
         "app.kubernetes.io/name": "esper",
         "app.kubernetes.io/managed-by": "esper-operator",
         SOURCE_LABEL: LIBRARY,
     }
-    head = {"name": key.name, "namespace": key.namespace, "labels": labels}
+    head: Object = {"name": key.name, "namespace": key.namespace, "labels": labels}
+    if owner is not None:
+        head["ownerReferences"] = [owner]
     return {"metadata": head, "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -271,7 +272,9 @@ class Cluster:
         asked = ",".join(kind for kind in kinds if kind not in _PASSING)
         form = "jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{'\\n'}{end}"
         lines = self.kubectl("get", asked, "--all-namespaces", f"--output={form}", seconds=120).splitlines()
-        return {line for line in lines if line and not line.startswith("Lease kube-")}
+        return {
+            line for line in lines if line and not line.startswith("Lease kube-") and not _AUTHORITY(line)
+        }
 
     def diagnosis(self) -> str:
         """What describes, events and logs say, for a test that failed."""
@@ -298,6 +301,8 @@ class Cluster:
         return f"$ kubectl {' '.join(words)}\n" + "\n".join(said.splitlines()[-last:])
 
 
+_AUTHORITY = re.compile(r"ConfigMap .*/\S*-ca\.crt").fullmatch
+"""Certificates that the cluster puts into every namespace."""
 _PASSING = (
     "events",
     "events.events.k8s.io",

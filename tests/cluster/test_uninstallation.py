@@ -41,7 +41,6 @@ def test_exactly_what_the_notes_list_is_left_and_a_training_goes_on_to_its_end(
         f"Namespace /{SYSTEM}",
         f"Namespace /{RUNS}",
         *(f"ServiceAccount {space}/default" for space in (SYSTEM, RUNS)),
-        *(f"ConfigMap {space}/kube-root-ca.crt" for space in (SYSTEM, RUNS)),
         f"PersistentVolumeClaim {SYSTEM}/data-esper-nats-0",
         f"MorphogeneticRun {RUNS}/left",
         f"Job {RUNS}/left-1",

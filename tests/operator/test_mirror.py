@@ -36,6 +36,7 @@ def test_a_kernel_is_shown_with_state_digest_and_the_figures_of_its_report() -> 
     (record,) = world.library.kernels.values()
     assert body["metadata"]["namespace"] == "esper"
     assert body["metadata"]["name"] == record.kernel
+    assert body["metadata"]["ownerReferences"] == [world.owner], "it goes with the release"
     assert body["spec"]["digest"] == record.digest
     assert body["spec"]["uri"].endswith(record.digest or "?")
     status = body["status"]
