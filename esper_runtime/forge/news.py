@@ -23,7 +23,8 @@ class News:
 
     async def wait(self, seconds: float) -> None:
         """Until there is news, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), seconds)
+        with contextlib.suppress(TimeoutError):  # wait_for of Python 3.11 may lose a cancellation
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
             await asyncio.sleep(GATHER_SECONDS)
         self._event.clear()
