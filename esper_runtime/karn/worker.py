@@ -87,7 +87,8 @@ async def serve(
                 done.again += 1
                 _log.warning("%s; what was in hand comes again", error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _POLL)
+                    async with asyncio.timeout(_POLL):
+                        await stop.wait()
     finally:
         await disconnect(client)
     return done

@@ -108,7 +108,8 @@ async def serve(
                 except BusError as error:
                     _log.warning("%s; going on", error)
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), _POLL)
+                        async with asyncio.timeout(_POLL):
+                            await stop.wait()
     finally:
         await disconnect(client)
     return judged

@@ -307,7 +307,8 @@ class LibraryReader:
                 while changed:
                     yield changed.pop(next(iter(changed)))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), POLL)
+                    async with asyncio.timeout(POLL):
+                        await woken.wait()
                 woken.clear()
         finally:
             self._watchers = [one for one in self._watchers if one is not changed]

@@ -120,7 +120,8 @@ class KeyQueue(Generic[K]):
             self._wake.clear()
             wait = self._later[0][0] - now if self._later else None
             try:
-                await asyncio.wait_for(self._wake.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

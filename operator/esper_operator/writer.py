@@ -136,7 +136,8 @@ class StatusWriter:
             if key is None:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), 0.25 if self._waiting else None)
+                    async with asyncio.timeout(0.25 if self._waiting else None):
+                        await self._wake.wait()
                 continue
             await self._write_safely(key)
 
