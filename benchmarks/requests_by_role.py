@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from nats.aio.client import Client
 
+from esper_runtime.contracts import PROPOSALS_SUBJECT
 from esper_runtime.oona import VERDICTS, BusRole
 from esper_runtime.oona.roles import TABLE
 
@@ -35,7 +36,9 @@ async def plant(client: Client, role: BusRole, data: bytes, number: int) -> dict
         "esper.forge.>": ("FORGE", "esper.forge.compile.f"),
         "esper.dead.>": ("DEAD", "esper.dead.compile.f"),
         "esper.dead.compile.*": ("DEAD", "esper.dead.compile.f"),
+        "esper.dead.generate.*": ("DEAD", "esper.dead.generate.f"),
         "esper.library.events": ("LIBRARY", "esper.library.events"),
+        PROPOSALS_SUBJECT: ("PROPOSALS", PROPOSALS_SUBJECT),
         "esper.run.*.*.report": ("REPORTS", "esper.run.local.f.report"),
     }
     placed: dict[str, list[str]] = {}
@@ -44,7 +47,7 @@ async def plant(client: Client, role: BusRole, data: bytes, number: int) -> dict
             continue
         stream, start = places[pattern]
         for count, headers in enumerate(HEADERS):
-            subject = start if stream in ("LIBRARY", "REPORTS") else f"{start}{number}{count}"
+            subject = start if stream in ("LIBRARY", "PROPOSALS", "REPORTS") else f"{start}{number}{count}"
             await client.publish(subject, data, headers=headers)
             placed.setdefault(stream, []).append(subject)
     await client.flush()

@@ -64,7 +64,8 @@ def with_speakers(
     from esper_runtime.oona import BusAddress, BusRole
 
     logging.getLogger("nats").setLevel(logging.CRITICAL)
-    roles = {BusRole.PLANNER} if alone else set(BusRole) - {BusRole.READER}
+    say_what_it_holds = set(BusRole) - {BusRole.READER, BusRole.KARN}
+    roles = {BusRole.PLANNER} if alone else say_what_it_holds
     if bus is None:
         with HomeBus("command") as own:
             addresses = {role: own.address_of(role) for role in roles}

@@ -23,7 +23,9 @@ from tests.cli.manifests import write
 from tests.local.supervised import Running
 
 CHANGES = (
-    ("spec.training.steps", 100_000),
+    ("spec.training.steps", 10_000_000),
+    ("spec.training.optimizer.learningRate", 1e-6),  # it is to go on for as long as it is looked at
+    ("spec.training.validation.everySteps", 100_000),
     ("spec.growth.blueprints.include", ["low-rank", "karn-*"]),
     ("spec.growth.controller.earliest", 1.0),
     ("spec.growth.controller.latest", 1.0),

@@ -20,6 +20,7 @@ from esper_runtime.oona import (
     publish,
     publish_event,
 )
+from esper_runtime.oona.streams import stream_configs
 from tests.oona.bus import eventually, free_port, kill, messages, on_bus
 
 LIBRARY = "esper.library.events"
@@ -142,7 +143,7 @@ def guarded(tmp_path: Path) -> Iterator[BusAddress]:
 
 
 def test_tls_with_user_and_password_gets_in_and_nothing_less(guarded: BusAddress) -> None:
-    assert len(on_bus(guarded, lambda client: ensure_streams(client.jetstream()))) == 8
+    assert len(on_bus(guarded, lambda client: ensure_streams(client.jetstream()))) == len(stream_configs())
     with pytest.raises(BusError, match="refuses"):
         on_bus(guarded.model_copy(update={"password": "wrong"}), lambda client: client.flush())
 

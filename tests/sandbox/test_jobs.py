@@ -134,11 +134,14 @@ def test_a_job_that_does_not_end_is_ended(sandbox: Sandbox, deed: str) -> None:
 def test_waiting_for_a_processor_is_not_held_against_a_job() -> None:
     allowed = os.sched_getaffinity(0)
     processor = {min(allowed)}
-    busy = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {processor})\nwhile True: pass"]
+    spin = f"import os; os.sched_setaffinity(0, {processor}); print(flush=True)\nwhile True: pass"
+    busy = [sys.executable, "-c", spin]
     os.sched_setaffinity(0, processor)
     try:
-        with Sandbox(["tests.sandbox.deeds"]) as sandbox, subprocess.Popen(busy) as other:
+        with Sandbox(["tests.sandbox.deeds"]) as sandbox, subprocess.Popen(busy, stdout=subprocess.PIPE) as other:
             try:
+                assert other.stdout is not None
+                other.stdout.readline()  # it spins from now on
                 sandbox.start()
                 assert sandbox.pid is not None
                 os.setpriority(os.PRIO_PROCESS, sandbox.pid, 19)
