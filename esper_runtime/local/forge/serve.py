@@ -79,12 +79,11 @@ class _Forge:
         self._parent = Parent.from_environment()
         self._idle_since: dict[Role, float] = {}
         self._targets: asyncio.Task[tuple[str, ...]] | None = None
+        cores = forge_cores(workers)
+        if workers:  # planning may take a moment, and a training has the other cores
+            os.sched_setaffinity(0, cores)
         self._pool = WorkerPool(
-            lambda role: [*esper_command(), "worker", role.value],
-            self._environment,
-            forge_cores(workers),
-            place.logs,
-            say,
+            lambda role: [*esper_command(), "worker", role.value], self._environment, cores, place.logs, say
         )
 
     async def run(self) -> None:
