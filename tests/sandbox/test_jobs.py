@@ -138,7 +138,10 @@ def test_waiting_for_a_processor_is_not_held_against_a_job() -> None:
     busy = [sys.executable, "-c", spin]
     os.sched_setaffinity(0, processor)
     try:
-        with Sandbox(["tests.sandbox.deeds"]) as sandbox, subprocess.Popen(busy, stdout=subprocess.PIPE) as other:
+        with (
+            Sandbox(["tests.sandbox.deeds"]) as sandbox,
+            subprocess.Popen(busy, stdout=subprocess.PIPE) as other,
+        ):
             try:
                 assert other.stdout is not None
                 other.stdout.readline()  # it spins from now on
