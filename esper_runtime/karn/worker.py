@@ -1,9 +1,7 @@
 """The worker: takes work off the queue, and proposes blueprints to the planner."""
 
 import asyncio
-import contextlib
 import logging
-import time
 from dataclasses import dataclass
 
 from nats.aio.client import Client
@@ -21,7 +19,6 @@ from esper_runtime.karn.propose import propose
 from esper_runtime.oona import BusAddress, WorkItem, WorkQueue, connect, disconnect, publish
 from esper_runtime.urza import KnownBlueprints
 
-_POLL = 1.0
 _PATIENCE = 10.0
 
 _log = logging.getLogger(__name__)
@@ -75,20 +72,7 @@ async def serve(
     done = done or Proposed()
     try:
         worker, queue = _Worker(client, keyring, done), WorkQueue(client, "generate", target)
-        busy = time.monotonic()
-        while not stop.is_set():
-            try:
-                for item in await queue.fetch(1, _POLL):
-                    await worker.do(item)
-                    busy = time.monotonic()
-                if idle_seconds is not None and time.monotonic() - busy >= idle_seconds:
-                    break
-            except BusError as error:
-                done.again += 1
-                _log.warning("%s; what was in hand comes again", error)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL):
-                        await stop.wait()
+        await queue.work_off(worker.do, stop, idle_seconds)
     finally:
         await disconnect(client)
     return done
@@ -100,6 +84,14 @@ class _Worker:
         self._known = KnownBlueprints(client)
 
     async def do(self, item: WorkItem) -> None:
+        """Do one item; one that the bus was away for comes again."""
+        try:
+            await self._do(item)
+        except BusError:
+            self._done.again += 1
+            raise
+
+    async def _do(self, item: WorkItem) -> None:
         """Propose what an item asks for, then take it off the queue."""
         work = item.spec
         assert isinstance(work, GenerateWork)

@@ -1,7 +1,10 @@
 """Work queues: each item is done by one worker, acknowledged when it is, and given up with a reason."""
 
 import asyncio
+import contextlib
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats.errors
@@ -40,6 +43,8 @@ _MODELS: dict[Work, type[WorkSpec]] = {
 _MORE = 0.005
 _PATIENCE = 5.0
 
+_POLL = 1.0
+"""Seconds that a worker waits for an item, or for a bus that is away, before it looks at ``stop`` again."""
 _log = logging.getLogger(__name__)
 
 
@@ -90,6 +95,15 @@ class WorkItem:
         """
         await self._queue.bury(self._message, self.spec, reason)
 
+    async def keep(self) -> None:
+        """Say again and again that it is worked on, until cancelled."""
+        while True:
+            await asyncio.sleep(ACK_WAIT / 3)
+            try:
+                await self.in_progress()
+            except (OSError, nats.errors.Error) as error:
+                _log.info("the queue was not told that work goes on: %s", error)
+
 
 class WorkQueue:
     """The items of one kind of work for one target, on the stream FORGE.
@@ -115,6 +129,30 @@ class WorkQueue:
         self.durable = f"{work}-{target}"
         self._consumer: JetStreamContext.PullSubscription | None = None
         self._held: set[int] = set()
+
+    async def work_off(
+        self, do: Callable[[WorkItem], Awaitable[None]], stop: asyncio.Event, idle_seconds: float | None
+    ) -> None:
+        """Do one item after the other until ``stop`` is set, or there is no more work.
+
+        Args:
+            do: does an item; where it raises `BusError` the item comes again.
+            stop: ends it after the item in hand.
+            idle_seconds: ends it when there was nothing to do for so long; None: it waits for ever.
+        """
+        busy = time.monotonic()
+        while not stop.is_set():
+            try:
+                for item in await self.fetch(1, _POLL):
+                    await do(item)
+                    busy = time.monotonic()
+                if idle_seconds is not None and time.monotonic() - busy >= idle_seconds:
+                    break
+            except BusError as error:
+                _log.warning("%s; going on", error)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL):
+                        await stop.wait()
 
     async def ensure(self) -> None:
         """Make the consumer where it lacks; for who may make consumers on FORGE.

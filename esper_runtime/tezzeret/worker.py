@@ -4,11 +4,8 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import nats.errors
 
 from esper_runtime.artifact import KeyRing
 from esper_runtime.contracts import (
@@ -23,13 +20,11 @@ from esper_runtime.contracts import (
     Signed,
     Target,
 )
-from esper_runtime.oona import ACK_WAIT, BusAddress, WorkItem, WorkQueue, connect, disconnect
+from esper_runtime.oona import BusAddress, WorkItem, WorkQueue, connect, disconnect
 from esper_runtime.tezzeret.make import make
 from esper_runtime.tezzeret.standard import Builder
 from esper_runtime.urza import Library
 
-_HEARTBEAT = ACK_WAIT / 3
-_POLL = 1.0
 _AGAIN = 5.0
 """Seconds before an item that failed for want of something comes again."""
 
@@ -89,17 +84,7 @@ async def serve(
         with Builder() as builder, tempfile.TemporaryDirectory(prefix="esper-tezzeret-") as folder:
             worker = _Worker(Library(client, keyring.trust), keyring, builder, Path(folder), stop, done)
             queue = WorkQueue(client, "compile", target.name)
-            busy = time.monotonic()
-            while not stop.is_set():
-                try:
-                    for item in await queue.fetch(1, _POLL):
-                        await worker.do(item)
-                        busy = time.monotonic()
-                    if idle_seconds is not None and time.monotonic() - busy >= idle_seconds:
-                        break
-                except BusError as error:
-                    _log.warning("%s; going on", error)
-                    await _wait(stop, _POLL)
+            await queue.work_off(worker.do, stop, idle_seconds)
     finally:
         await disconnect(client)
     return done
@@ -119,7 +104,7 @@ class _Worker:
         work = item.spec
         assert isinstance(work, CompileWork)
         kernel = work.spec.kernel_id
-        beating = asyncio.create_task(_heartbeat(item))
+        beating = asyncio.create_task(item.keep())
         try:
             record = await self.library.record(kernel)
             if record is not None and record.compiled is not None:
@@ -180,18 +165,3 @@ class _Worker:
             return await self.library.publish(signed)
         except ArtifactError as error:
             raise ArtifactError(f"our own word is not believed: {error}") from None
-
-
-async def _heartbeat(item: WorkItem) -> None:
-    while True:
-        await asyncio.sleep(_HEARTBEAT)
-        try:
-            await item.in_progress()
-        except (OSError, nats.errors.Error) as error:
-            _log.info("the queue was not told that work goes on: %s", error)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import nats.errors
 from nats.aio.client import Client
 from pydantic import ValidationError
 
@@ -28,14 +26,12 @@ from esper_runtime.contracts import (
     ValidationReport,
     Verdict,
 )
-from esper_runtime.oona import ACK_WAIT, BusAddress, Tail, WorkItem, WorkQueue, connect, disconnect
+from esper_runtime.oona import BusAddress, Tail, WorkItem, WorkQueue, connect, disconnect
 from esper_runtime.sandbox import Sandbox
 from esper_runtime.urabrask.evaluate import evaluate, new_sandbox
 from esper_runtime.urabrask.tags import Experience
 from esper_runtime.urza import Library
 
-_HEARTBEAT = ACK_WAIT / 3
-_POLL = 1.0
 _AGAIN = 2.0
 """Seconds before an item that failed for want of something comes again."""
 
@@ -97,19 +93,7 @@ async def serve(
                 Library(client, keyring.trust), keyring, sandbox, Path(folder), _Field(client), target, judged
             )
             queue = WorkQueue(client, "evaluate", target.name)
-            busy = time.monotonic()
-            while not stop.is_set():
-                try:
-                    for item in await queue.fetch(1, _POLL):
-                        await worker.do(item)
-                        busy = time.monotonic()
-                    if idle_seconds is not None and time.monotonic() - busy >= idle_seconds:
-                        break
-                except BusError as error:
-                    _log.warning("%s; going on", error)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_POLL):
-                            await stop.wait()
+            await queue.work_off(worker.do, stop, idle_seconds)
     finally:
         await disconnect(client)
     return judged
@@ -156,7 +140,7 @@ class _Worker:
         """Do one item, whatever becomes of it."""
         work = item.spec
         assert isinstance(work, EvaluateWork)
-        beating = asyncio.create_task(_heartbeat(item))
+        beating = asyncio.create_task(item.keep())
         try:
             record = await self.library.record(work.kernel)
             if record is None or record.compiled is None or record.digest != work.digest:
@@ -227,12 +211,3 @@ class _Worker:
     async def _experience(self) -> Experience:
         graphs = {name: entry.graph for name, entry in (await self.library.blueprints()).items()}
         return Experience.of(await self.field.reports(), graphs)
-
-
-async def _heartbeat(item: WorkItem) -> None:
-    while True:
-        await asyncio.sleep(_HEARTBEAT)
-        try:
-            await item.in_progress()
-        except (OSError, nats.errors.Error) as error:
-            _log.info("the queue was not told that work goes on: %s", error)
