@@ -20,10 +20,11 @@ from benchmarks.line import bar
 from benchmarks.timing import percentile
 from esper_runtime.artifact import KeyRing, esper_home
 from esper_runtime.contracts import SeedChanged, UsableKernel, parse_run
-from esper_runtime.kasmina import KernelCache, Shelf, Stock
+from esper_runtime.kasmina import KernelCache, Stock
 from esper_runtime.nissa import read_journal
 from esper_runtime.tolaria import Trainer
 from esper_runtime.tolaria.stocking import stocked
+from esper_runtime.urza import Shelf
 
 COMMAND = "python -m benchmarks.cache"
 RUNS, STEPS = 6, 600

@@ -53,7 +53,7 @@ from esper_runtime.contracts import (
 from esper_runtime.kasmina import wrap
 from esper_runtime.kasmina.kernels import current_target, spec_for
 from esper_runtime.local import RunFolder
-from esper_runtime.local.forge import forge_cores
+from esper_runtime.local.cores import forge_cores
 from esper_runtime.local.forge.workers import NICE
 from esper_runtime.local.home import HomeBus
 from esper_runtime.local.processes import TRAINER, read_table
@@ -264,6 +264,7 @@ class Feeder:
 async def fed(home: HomeBus, run: Run) -> AsyncIterator[Feeder]:
     """A feeder on the machine's library."""
     keyring = KeyRing(home.home)
+    os.sched_setaffinity(0, forge_cores())  # what measures is no part of what is measured
     clients = [await connect(home.address_of(role), "bench") for role in (BusRole.PLANNER, BusRole.TRAINING)]
     try:
         planner, training = (Library(client, keyring.trust) for client in clients)
@@ -279,7 +280,7 @@ def equal_load() -> Iterator[None]:
     """Inside, the other load works."""
 
     def modest() -> None:
-        os.sched_setaffinity(0, forge_cores(1))
+        os.sched_setaffinity(0, forge_cores())
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
     process = subprocess.Popen(
@@ -337,9 +338,11 @@ async def measured(run: Run, feeder: Feeder, rounds: int) -> tuple[list[Block], 
 
 async def followed(run: Run, work: Callable[[], Any]) -> dict[str, Any]:
     """System calls of the training thread while ``work`` goes on."""
-    trace = run.place / "trace"
+    trace, cores = run.place / "trace", os.sched_getaffinity(run.trainer)
     command = ["strace", "-p", str(run.trainer), "-ttt", "-T", "-e", f"trace={TRACED}", "-o", str(trace)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as strace:
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    ) as strace:
         await asyncio.sleep(0.5)
         begin, steps = time.time(), run.steps()
         await work()

@@ -41,8 +41,9 @@ from esper_runtime.contracts import (
     canonical_json,
     utc_now,
 )
-from esper_runtime.kasmina.kernels import Shelf, current_target, spec_for
+from esper_runtime.kasmina.kernels import current_target, spec_for
 from esper_runtime.tezzeret import make
+from esper_runtime.urza import Shelf
 
 COMMAND = "python -m benchmarks.integrity"
 SMALL = ("norm-scale-sequence", "bottleneck-bn")

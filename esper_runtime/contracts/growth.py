@@ -1,6 +1,7 @@
 """The part of the manifest that says when, where and what may grow."""
 
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -193,6 +194,11 @@ class BlueprintSelector(ContractModel):
 
     include: tuple[Glob, ...] = Field(default=("*",), min_length=1, max_length=64, description="Used.")
     exclude: tuple[Glob, ...] = Field(default=(), max_length=64, description="Left out.")
+
+    def allows(self, name: str) -> bool:
+        """Whether a blueprint of this name may be planted."""
+        included = any(fnmatchcase(name, glob) for glob in self.include)
+        return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
 
 class TwinChoice(StrEnum):

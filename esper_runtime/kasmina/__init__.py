@@ -14,11 +14,10 @@ from esper_runtime.kasmina.kernels import (
     CacheCounts,
     Kernel,
     KernelCache,
-    Shelf,
     Stock,
     current_target,
     spec_for,
-    usable,
+    toolchain,
 )
 from esper_runtime.kasmina.limits import Limits
 from esper_runtime.kasmina.measure import Trial, evaluating, measure_contribution, probe_slots, summary
@@ -48,7 +47,6 @@ __all__ = [
     "Refusal",
     "Report",
     "Seed",
-    "Shelf",
     "Stock",
     "Survey",
     "Tap",
@@ -72,7 +70,7 @@ __all__ = [
     "spec_for",
     "summary",
     "survey",
+    "toolchain",
     "untouched_random_state",
-    "usable",
     "wrap",
 ]

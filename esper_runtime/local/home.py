@@ -9,6 +9,7 @@ from typing import Self
 
 from esper_runtime.artifact import esper_home, guarded_folder
 from esper_runtime.contracts import ArtifactError, BusError
+from esper_runtime.local.cores import forge_cores
 from esper_runtime.local.processes import ProcessRecord, record_of
 from esper_runtime.oona import BundledServer, BusAddress, BusRole
 
@@ -25,7 +26,8 @@ class HomeBus:
 
     `join` starts it or takes over the one that runs; `leave` ends it where nobody else is left. Who uses it
     is a file each, named by part, process id and start time, so that one that was killed is told from one
-    that lives. A bus whose users were all killed at once stays until the next one comes and goes.
+    that lives. A bus whose users were all killed at once stays until the next one comes and goes. It works on
+    a core of the forge's, away from trainings.
 
     Args:
         part: of this process: ``run``, ``command``, or `FORGE`.
@@ -136,7 +138,7 @@ class HomeBus:
         self.leave()
 
     def _found(self) -> BundledServer:
-        return BundledServer(self.home / _BUS, roles=True)
+        return BundledServer(self.home / _BUS, roles=True, cores=forge_cores())
 
     def _start(self, *, fresh_port: bool) -> None:
         """Start or take over; a port that was used long ago may be another program's by now."""

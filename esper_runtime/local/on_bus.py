@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from esper_runtime.contracts import JournalEntry, RunOnBus
+from esper_runtime.local.cores import forge_cores
 from esper_runtime.local.home import FORGE_VARIABLE
 from esper_runtime.local.processes import read_table
 from esper_runtime.nissa import count
@@ -55,7 +56,7 @@ def library_link(run: str) -> LibraryLink | None:
         return None
     table = os.environ.get(FORGE_VARIABLE)
     made = partial(_works, Path(table)) if table else lambda: True
-    return LibraryLink(lambda: BusAddress.load(Path(path)), RunOnBus.of(run), made)
+    return LibraryLink(Path(path), RunOnBus.of(run), made, forge_cores())
 
 
 def _works(table: Path) -> bool:

@@ -13,8 +13,8 @@ from esper_runtime.contracts import (
     Pipeline,
     UsableKernel,
 )
-from esper_runtime.kasmina import Shelf
 from esper_runtime.tolaria import Told, build_parts, prepare, prepared, wanted_kernels
+from esper_runtime.urza import Shelf
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A nats-server of our own: one process with its files in one folder, found again after our own death."""
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -48,6 +50,7 @@ class BundledServer:
         folder: for its files; made where it does not exist.
         binary: which nats-server; default: the first that `find_server` finds.
         patience: seconds that it may take to be ready (it reads its streams first).
+        cores: that it works on; default: all that this process has.
         roles: users with the permissions of `esper_runtime.oona.roles`, instead of one token for all.
     """
 
@@ -58,11 +61,12 @@ class BundledServer:
         patience: float = 30.0,
         *,
         roles: bool = False,
+        cores: frozenset[int] | None = None,
     ) -> None:
         self._folder = Path(folder).resolve()
         self._binary = binary
         self._patience = patience
-        self._roles = roles
+        self._roles, self._cores = roles, cores
         self._child: subprocess.Popen[bytes] | None = None
         self._process: psutil.Process | None = None
         self._address: BusAddress | None = None
@@ -206,14 +210,15 @@ class BundledServer:
                 f"{self._folder}: the bus cannot keep its files here ({error.strerror})"
             ) from error
         try:
-            self._child = subprocess.Popen(
-                [binary, "-c", str(self._folder / _CONFIG)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                start_new_session=True,
-            )
+            with _on(self._cores):
+                self._child = subprocess.Popen(
+                    [binary, "-c", str(self._folder / _CONFIG)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._folder,
+                    start_new_session=True,
+                )
         except OSError as error:
             raise BusError(f"{binary} cannot be started ({error.strerror})") from error
         finally:
@@ -345,6 +350,18 @@ jetstream {{
 
 class _PortTakenError(BusError):
     """Another process took the port between choosing it and listening on it."""
+
+
+@contextlib.contextmanager
+def _on(cores: frozenset[int] | None) -> Iterator[None]:
+    """Inside, what this thread starts works on these cores only."""
+    before = os.sched_getaffinity(0)
+    try:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _free_port() -> int:

@@ -30,7 +30,7 @@ from esper_runtime.contracts import (
     UsableKernel,
     canonical_json,
 )
-from esper_runtime.kasmina import Shelf
+from esper_runtime.urza import Shelf
 
 PROCESSES = 2
 WAKE_SECONDS = 0.2
@@ -150,7 +150,7 @@ class _Smith:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(_paths())},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(module_paths())},
             start_new_session=True,
         )
         assert self._process.stdout is not None
@@ -267,6 +267,6 @@ class _Forge:
             )
 
 
-def _paths() -> list[str]:
-    """Where this process finds its modules, so that its children find the same."""
+def module_paths() -> list[str]:
+    """Where this process finds its modules, so that its children find the same ones there."""
     return [str(Path(path).resolve()) for path in sys.path]

@@ -1,89 +1,48 @@
-"""The way of a training to the library: wishes out, tested kernels in, by a thread of its own.
+"""The way of a training to the library: wishes out, tested kernels in, by a process of its own.
 
-The training thread touches queues only. The library may be away, go and come back: nothing here raises
-because of it, and the run goes on with the kernels that it has.
+The training thread touches queues only. The library, and the process, may go and come back: nothing here
+raises because of it, and the run goes on with the kernels that it has.
 """
 
-import asyncio
 import contextlib
 import logging
-import tempfile
+import os
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from esper_runtime.artifact import Trust
-from esper_runtime.blueprint import misfit
-from esper_runtime.contracts import (
-    Blueprint,
-    BlueprintEntry,
-    Channel,
-    EsperError,
-    FieldReport,
-    InnovationWish,
-    Interface,
-    KernelError,
-    KernelRecord,
-    KernelSpec,
-    KernelState,
-    KernelWish,
-    Pipeline,
-    Ruling,
-    RunOnBus,
-    Target,
-)
-from esper_runtime.kasmina import Shelf, spec_for
-from esper_runtime.oona import BusAddress, Reports, connect, disconnect
-from esper_runtime.tolaria.supply import Offer
-from esper_runtime.urza import Library
+from esper_runtime.contracts import FieldReport, KernelSpec, RunOnBus
+from esper_runtime.tolaria.forging import module_paths
+from esper_runtime.urza import FetchNews, FetchOrder, FetchStart, Offer, Wanted
 
 RETRY_SECONDS = 2.0
-MORE_SECONDS = 0.5
-LOOK_SECONDS = 2.0
-"""Between two looks for blueprints that people have entered."""
-FLUSH_SECONDS = 3.0
-"""How long the end of a run waits for reports that were not sent yet."""
+"""After so long a process that has died is replaced."""
+END_SECONDS = 8.0
+"""So long it may take to send the last reports and end."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a run can use.
-
-    Attributes:
-        specs: kernels of its own blueprints, by id.
-        slots: interfaces of its slots.
-        target: that kernels are made for.
-        allows: whether the manifest allows a blueprint.
-        named: other kernels that the run had before, by its journal.
-        innovation: what it wants to have invented; None: it takes up nothing that was.
-    """
-
-    specs: Mapping[str, KernelSpec]
-    slots: tuple[Interface, ...]
-    target: Target
-    allows: Callable[[Blueprint], bool]
-    named: frozenset[str] = frozenset()
-    innovation: InnovationWish | None = None
 
 
 class LibraryLink:
     """Connects one run with the library.
 
     Args:
-        address: gives that of the library's bus, with the rights of a training; asked at each try.
+        address: file with that of the library's bus, with the rights of a training.
         place: the run's on the bus.
         made: whether anybody may be there who makes kernels for the library.
+        cores: those that the work is done on; default: all that this process has.
     """
 
     def __init__(
         self,
-        address: Callable[[], BusAddress],
+        address: Path,
         place: RunOnBus,
         made: Callable[[], bool] = lambda: True,
+        cores: frozenset[int] | None = None,
     ) -> None:
         self.made = made
         """Whether anybody may be there who makes what is wished for; False: waiting for it is of no use."""
@@ -95,211 +54,105 @@ class LibraryLink:
         self.settled: set[str] = set()
         """Kernels of `Wanted` that the library has judged, and that are on the shelf where they passed; and
         those of ``named`` that it does not know."""
-        self._address = address
-        self._reports = Reports(place.subject(Channel.REPORT), place.source)
-        self._incarnation: str | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._more: deque[KernelSpec] = deque()
-        self._closing = asyncio.Event()
+        self._address, self._place, self._cores = address, place, cores
+        self._orders: list[FetchOrder] = []
+        self._woken, self._closing = threading.Event(), threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._serve, name="esper-library", daemon=True)
 
-    def start(self, wanted: Wanted, shelf: Shelf, trust: Trust) -> None:
-        """Start the thread; returns at once, connected or not."""
-        self._wanted, self._shelf, self._trust = wanted, shelf, trust
-        self._specs = dict(wanted.specs)
-        self._seen: set[str] = {spec.blueprint for spec in wanted.specs.values()}
-        self._fitting: dict[str, dict[str, KernelSpec]] = {}
-        self._adopted = 0
-        self._loop = asyncio.new_event_loop()
+    def start(self, wanted: Wanted, home: Path) -> None:
+        """Start the process; returns at once, connected or not.
+
+        Args:
+            wanted: by the run.
+            home: the machine's folder, with the shelf and the keys.
+        """
+        self._start = FetchStart(home=home, address=self._address, place=self._place, wanted=wanted)
         self._thread.start()
 
     def wish(self, spec: KernelSpec) -> None:
         """Say that the run can use one more kernel; it comes as an offer."""
-        self._more.append(spec)
+        self._order(FetchOrder(wish=spec))
 
     def report(self, identity: str, report: FieldReport) -> None:
         """Say what a kernel did; ``identity`` is the digest of the report's journal entry."""
-        self._reports.add(identity, report)
+        self._order(FetchOrder(report=report, identity=identity))
 
     def close(self) -> None:
-        """Send what is left and end the thread."""
-        if self._loop is not None and self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
-                self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join(FLUSH_SECONDS + 5.0)
+        """Send what is left, and end the process."""
+        self._closing.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(END_SECONDS)
+            process = self._process
+            if self._thread.is_alive() and process is not None:
+                process.kill()
+                self._thread.join()
 
-    # The thread
+    def _order(self, order: FetchOrder) -> None:
+        self._orders.append(order)
+        self._woken.set()
+
+    # The threads
 
     def _serve(self) -> None:
-        assert self._loop is not None
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._run())
-        finally:
-            self._loop.close()
-
-    async def _run(self) -> None:
-        sessions = asyncio.create_task(self._sessions())
-        await self._closing.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS if self.connected else 0):
-                while not self._reports.all_sent():
-                    await asyncio.sleep(0.02)
-        sessions.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sessions
-
-    async def _sessions(self) -> None:
+        """Read what a process says; start another one where it dies."""
+        if self._cores is not None:
+            os.sched_setaffinity(0, self._cores)  # of this thread, and the process inherits it
         while True:
-            try:
-                await self._session()
-            except (EsperError, OSError) as error:
-                log.info("library: %s; trying on", error)
-            except Exception:  # whatever it is, the library must never end a training
-                log.exception("library: unexpected error")
+            process = self._process = self._started()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            writer = threading.Thread(target=self._write, args=(process, process.stdin), daemon=True)
+            writer.start()
+            for line in process.stdout:
+                if line.endswith(b"\n"):
+                    self._take(FetchNews.model_validate_json(line))
+            code = process.wait()
+            process.stdout.close()
             self.connected = False
-            await asyncio.sleep(RETRY_SECONDS)
+            self._woken.set()
+            writer.join()
+            if self._closing.is_set():
+                return
+            log.warning("library: the process that fetches kernels ended (%d); another one starts", code)
+            if self._closing.wait(RETRY_SECONDS):
+                return
 
-    async def _session(self) -> None:
-        address = self._address()
-        mine = address.read_credentials()
-        client = await connect(address, "training", patience=5.0)
-        try:
-            library = Library(client, self._trust, wishes=mine is None or not mine.of_run)
-            await library.refresh()
-            self.settled |= {kernel for kernel in self._wanted.named if library.known(kernel) is None}
-            self.connected = True
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._take(library))
-                group.create_task(self._look_for_blueprints(library))
-                group.create_task(self._wish_for_more(library))
-                group.create_task(self._reports.run(client))
-        except* (EsperError, OSError) as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            await disconnect(client)
+    def _started(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "esper_runtime.urza.fetching"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(module_paths())},
+            start_new_session=True,
+        )
 
-    async def _wish(self, library: Library) -> None:
-        """Ask for what the run wants and the shelf lacks, and for what is to be invented; a library that has
-        lost its storage, for all."""
-        there, _ = self._shelf.usable(self._specs, self._trust)
-        now = library.incarnation
-        for kernel, spec in list(self._specs.items()):
-            if kernel not in there or self._incarnation not in (None, now):
-                await library.wish(KernelWish(spec=spec, urgent=kernel in self._wanted.specs))
-        if self._wanted.innovation is not None:
-            await library.want_invented(self._wanted.innovation)
-        self._incarnation = now
+    def _write(self, process: subprocess.Popen[bytes], lines: IO[bytes]) -> None:
+        """Hand over all orders so far, and then each that comes; at the end, close."""
+        sent = 0
+        with contextlib.suppress(BrokenPipeError), lines:
+            _write_line(lines, self._start)
+            while process.poll() is None:
+                closing = self._closing.is_set()
+                while sent < len(self._orders):
+                    _write_line(lines, self._orders[sent])
+                    sent += 1
+                if closing:
+                    return
+                self._woken.wait()
+                self._woken.clear()
 
-    async def _wish_for_more(self, library: Library) -> None:
-        while True:
-            while self._more:
-                spec = self._more[0]
-                self._specs[spec.kernel_id] = spec
-                await library.wish(KernelWish(spec=spec))
-                known = library.known(spec.kernel_id)
-                if known is not None:
-                    await self._hear(library, known)
-                self._more.popleft()
-            await asyncio.sleep(MORE_SECONDS)
+    def _take(self, news: FetchNews) -> None:
+        if news.said:
+            log.log(news.level, "%s", news.said)
+        if news.connected is not None:
+            self.connected = news.connected
+        self.settled |= news.settled
+        if news.offer is not None:
+            self.offers.append(news.offer)
 
-    async def _take(self, library: Library) -> None:
-        """Fetch what was validated, and hear what may be used no more."""
-        async for record in library.watch(current=True):
-            if record.kernel in self._specs or record.kernel in self._wanted.named:
-                try:
-                    await self._hear(library, record)
-                except EsperError as error:
-                    log.warning("library: %s: %s", record.kernel, error)
 
-    async def _hear(self, library: Library, record: KernelRecord) -> None:
-        kernel = record.kernel
-        if record.state in (KernelState.VALIDATED, KernelState.SUPERSEDED):
-            there, _ = self._shelf.usable([kernel], self._trust)
-            found = there.get(kernel)
-            if found is None or found.digest != record.digest:
-                await self._fetch(library, record)
-                there, refused = self._shelf.usable([kernel], self._trust)
-                if kernel not in there:
-                    raise refused[kernel]
-            self.settled.add(kernel)
-            self.offers.append(Offer(arrived=(there[kernel],)))
-        elif record.state is KernelState.QUARANTINED:
-            for _, word in await library.words():
-                if isinstance(word.statement, Ruling) and word.statement.kernel == kernel:
-                    self._shelf.rule(word.signed, self._trust)
-            self._gone(kernel, f"quarantined: {record.reason}")
-        elif record.state is KernelState.REJECTED:
-            if record.verdict is not None:
-                self._shelf.reject(kernel, record.verdict)
-            self._gone(kernel, f"rejected: {record.reason}")
-
-    def _gone(self, kernel: str, reason: str) -> None:
-        self.settled.add(kernel)
-        self.offers.append(Offer(gone={kernel: reason}))
-
-    async def _fetch(self, library: Library, record: KernelRecord) -> None:
-        if record.digest is None or record.compiled is None or record.verdict is None:
-            raise KernelError("the library says that it is validated, but lacks the words that would show it")
-        with tempfile.TemporaryDirectory(prefix="esper-fetch-") as folder:
-            archive = Path(folder) / "kernel"
-            await library.fetch_artifact(record.digest, archive)
-            self._shelf.put(archive, record.compiled, record.verdict, self._trust)
-
-    async def _look_for_blueprints(self, library: Library) -> None:
-        """Wish for kernels of blueprints that people enter, or Karn invents, while the run goes on; drop
-        archived ones.
-
-        What the run itself wants is wished for first, and again where the library is another one than before.
-        """
-        wished: str | None = None
-        while True:
-            entries = await library.blueprints()
-            if library.incarnation != wished:
-                wished = library.incarnation
-                await self._wish(library)
-            for entry in entries.values():
-                if entry.archived is not None:
-                    for kernel in [k for k, s in self._specs.items() if s.blueprint == entry.blueprint]:
-                        del self._specs[kernel]
-                        self._gone(kernel, f"its blueprint {entry.graph.name} is archived: {entry.archived}")
-                    self._seen.discard(entry.blueprint)
-                elif entry.blueprint not in self._seen and self._takes_up(library, entry):
-                    self._seen.add(entry.blueprint)
-                    await self._wish_for(library, entry)
-            await asyncio.sleep(LOOK_SECONDS)
-
-    def _takes_up(self, library: Library, entry: BlueprintEntry) -> bool:
-        """Whether the run may use a blueprint: a person's always; one that was invented where the run has it
-        on: its own, and as many of those that others had invented and that passed."""
-        innovation = self._wanted.innovation
-        if not entry.invented:
-            return True
-        if innovation is None or entry.wish == innovation.wish_id:
-            return innovation is not None
-        known = (library.known(kernel) for kernel in self._specs_of(entry))
-        if self._adopted >= innovation.blueprints or not any(
-            record is not None and record.state is KernelState.VALIDATED for record in known
-        ):
-            return False
-        self._adopted += 1
-        return True
-
-    def _specs_of(self, entry: BlueprintEntry) -> dict[str, KernelSpec]:
-        """The kernels of a blueprint that the run's slots could use, by id."""
-        wanted, graph = self._wanted, entry.graph
-        if entry.blueprint not in self._fitting:
-            slots = wanted.slots if wanted.allows(graph) else ()
-            fitting = (slot for slot in slots if misfit(graph, slot) is None)
-            specs = (spec_for(entry.blueprint, slot, wanted.target, Pipeline.FAST) for slot in fitting)
-            self._fitting[entry.blueprint] = {spec.kernel_id: spec for spec in specs}
-        return self._fitting[entry.blueprint]
-
-    async def _wish_for(self, library: Library, entry: BlueprintEntry) -> None:
-        for kernel, spec in self._specs_of(entry).items():
-            if kernel not in self._specs:
-                self._specs[kernel] = spec
-                await library.wish(KernelWish(spec=spec))
-                known = library.known(kernel)
-                if known is not None and known.state is KernelState.VALIDATED:
-                    await self._hear(library, known)
+def _write_line(lines: IO[bytes], said: FetchStart | FetchOrder) -> None:
+    lines.write(said.model_dump_json(by_alias=True).encode() + b"\n")
+    lines.flush()

@@ -3,7 +3,8 @@
 from esper_runtime.contracts import SteeringCommand
 from esper_runtime.tolaria.group import Group
 from esper_runtime.tolaria.steering import Steering
-from esper_runtime.tolaria.supply import Offer, Supply
+from esper_runtime.tolaria.supply import Supply
+from esper_runtime.urza import Offer
 
 Items = tuple[list[SteeringCommand], list[Offer]]
 

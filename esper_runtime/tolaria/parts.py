@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -49,19 +48,13 @@ def chosen_blueprints(wanted: BlueprintSelector) -> dict[str, Blueprint]:
     Raises:
         InputError: there are none.
     """
-    chosen = {name: blueprint for name, blueprint in catalogue().items() if allowed_name(wanted, name)}
+    chosen = {name: blueprint for name, blueprint in catalogue().items() if wanted.allows(name)}
     if not chosen:
         raise InputError(
             f"spec.growth.blueprints: no blueprint matches include {list(wanted.include)} without exclude "
             f"{list(wanted.exclude)}; there are {', '.join(catalogue())}"
         )
     return chosen
-
-
-def allowed_name(wanted: BlueprintSelector, name: str) -> bool:
-    """Whether the manifest allows a blueprint of this name."""
-    included = any(fnmatchcase(name, glob) for glob in wanted.include)
-    return included and not any(fnmatchcase(name, glob) for glob in wanted.exclude)
 
 
 @dataclass

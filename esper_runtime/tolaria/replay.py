@@ -27,7 +27,7 @@ from esper_runtime.contracts import (
     SystemState,
     UsableKernel,
 )
-from esper_runtime.kasmina import KernelCache, Shelf, Stock
+from esper_runtime.kasmina import KernelCache, Stock
 from esper_runtime.nissa import BEFORE_START, Recording
 from esper_runtime.tamiyo import Lesson
 from esper_runtime.tolaria.checkpoint import CheckpointStore
@@ -42,6 +42,7 @@ from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.tasks import Batch, Task
 from esper_runtime.tolaria.trainer import Trainer
 from esper_runtime.tolaria.twins import Twins, TwinSource
+from esper_runtime.urza import Shelf
 
 NEVER = 100_000_000
 

@@ -23,10 +23,10 @@ from esper_runtime.contracts import (
     Verdict,
 )
 from esper_runtime.contracts.errors import SandboxError
-from esper_runtime.kasmina import Shelf
 from esper_runtime.sandbox import Sandbox
 from esper_runtime.tezzeret import Builder, make
 from esper_runtime.urabrask import evaluate, new_sandbox
+from esper_runtime.urza import Shelf
 
 
 def main() -> None:

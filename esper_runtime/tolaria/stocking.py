@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from esper_runtime.artifact import KeyRing, Trust, esper_home
 from esper_runtime.contracts import (
-    Blueprint,
     BlueprintBudget,
+    BlueprintSelector,
     EsperError,
     Innovation,
     InnovationWish,
@@ -20,12 +20,21 @@ from esper_runtime.contracts import (
     Pipeline,
     UsableKernel,
 )
-from esper_runtime.kasmina import Growable, KernelCache, Shelf, Stock, candidates, current_target, spec_for
+from esper_runtime.kasmina import (
+    Growable,
+    KernelCache,
+    Stock,
+    candidates,
+    current_target,
+    spec_for,
+    toolchain,
+)
 from esper_runtime.tolaria.forging import WAKE_SECONDS, ForgingStoppedError, Prepared, Told, on_shelf, prepare
 from esper_runtime.tolaria.group import Alone, Group
-from esper_runtime.tolaria.library import LibraryLink, Wanted
-from esper_runtime.tolaria.supply import Offer, Supply, offer_at_start
+from esper_runtime.tolaria.library import LibraryLink
+from esper_runtime.tolaria.supply import Supply, offer_at_start
 from esper_runtime.tolaria.watching import ShelfWatch
+from esper_runtime.urza import Offer, Shelf, Wanted
 
 PATIENCE_SECONDS = 40.0
 """How long the library may take for its first or next kernel before they are made here."""
@@ -85,7 +94,7 @@ def stocked(
     group: Group | None = None,
     selector: KernelSelector | None = None,
     library: LibraryLink | None = None,
-    allows: Callable[[Blueprint], bool] = lambda blueprint: True,
+    names: BlueprintSelector | None = None,
     makes: bool = True,
     innovation: Innovation | None = None,
 ) -> Iterator[Supply]:
@@ -101,7 +110,7 @@ def stocked(
         selector: which kernels the manifest allows.
         library: the way to the library, not started yet; without one, kernels are made by processes of this
             run's own.
-        allows: whether the manifest allows a blueprint that people or Karn enter in the library.
+        names: which blueprints that people or Karn enter in the library the manifest allows; default: all.
         makes: False where kernels come from the library only: then what it does not give in time comes later,
             or never.
         innovation: what is to be invented for the run; default: nothing.
@@ -128,8 +137,16 @@ def stocked(
                 slots = tuple({slot.place.interface: None for slot in model.slots.values()})
                 more = wanted_invented(model, innovation, library.run)
                 before = frozenset() if makes else named
-                wanted = Wanted(specs, slots, current_target(), allows, before, more)
-                library.start(wanted, shelf, trust)
+                wanted = Wanted(
+                    specs=specs,
+                    slots=slots,
+                    target=current_target(),
+                    toolchain=toolchain(Pipeline.FAST),
+                    names=names or BlueprintSelector(),
+                    named=before,
+                    innovation=more,
+                )
+                library.start(wanted, home)
                 stack.callback(library.close)
                 wait_for_library(library, shelf, trust, wanted, tell, stop, makes)
             elif specs and not makes:

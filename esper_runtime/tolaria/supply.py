@@ -7,10 +7,7 @@ step on at which its arrival was journalled.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pydantic import Field
-
 from esper_runtime.contracts import (
-    ContractModel,
     Event,
     JournalEntry,
     KernelsArrived,
@@ -21,18 +18,9 @@ from esper_runtime.contracts import (
 )
 from esper_runtime.kasmina import Growable, KernelCache
 from esper_runtime.tamiyo import why_not
+from esper_runtime.urza import Offer
 
 Change = KernelsArrived | KernelsGone
-
-
-class Offer(ContractModel):
-    """What was found: verified kernels that are new, and why others may be used no more."""
-
-    arrived: tuple[UsableKernel, ...] = ()
-    gone: dict[str, str] = Field(default_factory=dict)
-    refused: dict[str, str] = Field(default_factory=dict)
-    remade: dict[str, str] = Field(default_factory=dict)
-    reason: str = "validated while the run goes on"
 
 
 class Supply:

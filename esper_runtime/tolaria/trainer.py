@@ -38,7 +38,7 @@ from esper_runtime.tolaria.library import LibraryLink
 from esper_runtime.tolaria.loop import Loop
 from esper_runtime.tolaria.model_folder import check_output, digest_of, save_model
 from esper_runtime.tolaria.opening import Opening, open_run, resume_from, seconds_of
-from esper_runtime.tolaria.parts import Parts, allowed_name, build_parts
+from esper_runtime.tolaria.parts import Parts, build_parts
 from esper_runtime.tolaria.randomness import derived_seed
 from esper_runtime.tolaria.result import NoObserver, Observer, Result
 from esper_runtime.tolaria.steering import Inbox, Steering
@@ -168,7 +168,7 @@ class Trainer:
             selector=self._run.spec.growth.kernels,
             library=self._library,
             makes=self._makes_kernels,
-            allows=lambda blueprint: allowed_name(self._run.spec.growth.blueprints, blueprint.name),
+            names=self._run.spec.growth.blueprints,
             innovation=self._run.spec.innovation,
         )
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from esper_runtime.artifact import Trust
 from esper_runtime.contracts import EsperError, KernelSpec
-from esper_runtime.kasmina import Shelf
-from esper_runtime.tolaria.supply import Offer, Supply
+from esper_runtime.tolaria.supply import Supply
+from esper_runtime.urza import Offer, Shelf
 
 LOOK_SECONDS = 2.0
 
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class ShelfWatch:
     """Looks at keys and shelf every few seconds, and verifies those kernels of the run again that changed.
 
-    Where the list of keys changed, that is all of them.
+    Where the list of keys changed, that is all of them. One that has just come was verified by who put it
+    there, and is again when it is loaded.
 
     Args:
         supply: of the run; what is found wrong is offered to it as gone.
@@ -79,10 +80,11 @@ class ShelfWatch:
     def look(self) -> int:
         """Verify what has changed since the last look; returns how many kernels that were."""
         keys, marks = self._trust.keys, self._shelf.marks()
+        seen = self._marks.keys() | self._gone
         changed = tuple(
             kernel
             for kernel in tuple(self._supply.known)
-            if keys != self._keys or marks.get(kernel) != self._marks.get(kernel)
+            if keys != self._keys or (kernel in seen and marks.get(kernel) != self._marks.get(kernel))
         )
         self._keys, self._marks = keys, marks
         if not changed:

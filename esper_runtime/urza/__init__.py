@@ -12,8 +12,10 @@ from esper_runtime.urza.known import KnownBlueprints
 from esper_runtime.urza.library import Library
 from esper_runtime.urza.lineage import Lineage, lineage
 from esper_runtime.urza.reader import LibraryReader
+from esper_runtime.urza.shelf import Shelf, usable
 from esper_runtime.urza.transfer import Transferred, export_library, import_library
 from esper_runtime.urza.upkeep import GRACE, Finding, Garbage, collect_garbage, verify_library
+from esper_runtime.urza.wanted import FetchNews, FetchOrder, FetchStart, Offer, Wanted
 from esper_runtime.urza.words import Fault, Word, hear, word_key
 
 __all__ = [
@@ -21,6 +23,9 @@ __all__ = [
     "ArtifactStore",
     "Carrier",
     "Fault",
+    "FetchNews",
+    "FetchOrder",
+    "FetchStart",
     "Finding",
     "Garbage",
     "KernelIndex",
@@ -29,9 +34,12 @@ __all__ = [
     "LibraryReader",
     "Lineage",
     "NoBucketError",
+    "Offer",
     "Ranked",
+    "Shelf",
     "StoredArtifact",
     "Transferred",
+    "Wanted",
     "Word",
     "collect_garbage",
     "export_library",
@@ -40,6 +48,7 @@ __all__ = [
     "import_library",
     "lineage",
     "merit",
+    "usable",
     "verify_library",
     "word_key",
 ]

@@ -11,8 +11,8 @@ import pytest
 from esper_runtime.artifact import HOME_VARIABLE, KeyRing
 from esper_runtime.cli.app import invoke
 from esper_runtime.contracts import KernelsArrived, load_run
-from esper_runtime.kasmina import Shelf
 from esper_runtime.tolaria import Trainer
+from esper_runtime.urza import Shelf
 from tests.cli.manifests import write
 from tests.oona.bus import eventually
 from tests.tolaria.runs import Recorder

@@ -19,8 +19,9 @@ from esper_runtime.contracts import (
     ValidationReport,
     Verdict,
 )
-from esper_runtime.kasmina import Growable, KernelCache, Shelf, Stock, candidates, current_target, spec_for
+from esper_runtime.kasmina import Growable, KernelCache, Stock, candidates, current_target, spec_for
 from esper_runtime.tezzeret import make
+from esper_runtime.urza import Shelf
 
 
 @dataclass

@@ -20,12 +20,11 @@ from esper_runtime.contracts import (
     KernelSummary,
     SeedChanged,
 )
-from esper_runtime.kasmina import Shelf
 from esper_runtime.local.home import HomeBus, forge_table
 from esper_runtime.local.processes import ProcessRecord, read_table, record_of
 from esper_runtime.nissa import read_journal
 from esper_runtime.oona import BusRole
-from esper_runtime.urza import Library
+from esper_runtime.urza import Library, Shelf
 from tests.cli.manifests import write
 from tests.local.supervised import SECONDS, Running
 

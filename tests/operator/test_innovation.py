@@ -7,9 +7,9 @@ from pathlib import Path
 
 from benchmarks.cluster_server import ClusterServer
 from esper_runtime.contracts import JournalEntry, KernelsArrived, KernelState, Role, SeedChanged
-from esper_runtime.kasmina import Shelf
 from esper_runtime.local import RunFolder
 from esper_runtime.nissa import read_journal
+from esper_runtime.urza import Shelf
 from tests.cli.manifests import write
 from tests.operator.offices import RUN, an_office, trust_of, until
 from tests.operator.pods import Pods

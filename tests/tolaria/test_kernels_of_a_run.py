@@ -26,15 +26,16 @@ from esper_runtime.contracts import (
     Started,
     UsableKernel,
 )
-from esper_runtime.kasmina import Growable, Shelf, Stock, wrap
+from esper_runtime.kasmina import Growable, Stock, wrap
 from esper_runtime.nissa import read_journal, recording_of
 from esper_runtime.nissa.kernels import kernels_of
 from esper_runtime.tolaria import Grower, Trainer
 from esper_runtime.tolaria.forging import ForgingStoppedError, prepare
 from esper_runtime.tolaria.replay import ReplayTrainer
 from esper_runtime.tolaria.stocking import stocked, wanted_kernels
-from esper_runtime.tolaria.supply import Offer, Supply
+from esper_runtime.tolaria.supply import Supply
 from esper_runtime.tolaria.watching import ShelfWatch
+from esper_runtime.urza import Offer, Shelf
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest
 
 FEW = {"blueprints": {"include": ["mlp", "low-rank"]}}

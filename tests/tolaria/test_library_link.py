@@ -16,9 +16,11 @@ from esper_runtime.blueprint import canonical_id, catalogue, misfit
 from esper_runtime.contracts import (
     Blueprint,
     BlueprintEntry,
+    BlueprintSelector,
     EsperError,
     FieldReport,
     Innovation,
+    InnovationWish,
     KernelSpec,
     KernelState,
     KernelWish,
@@ -30,16 +32,15 @@ from esper_runtime.contracts import (
     RunOnBus,
     Verdict,
 )
-from esper_runtime.kasmina import Growable, Shelf, Stock, current_target, spec_for, wrap
+from esper_runtime.kasmina import Growable, Stock, current_target, spec_for, toolchain, wrap
 from esper_runtime.oona import BundledServer
 from esper_runtime.sandbox import Sandbox
 from esper_runtime.tezzeret import make
 from esper_runtime.tolaria import LibraryLink
-from esper_runtime.tolaria.library import Wanted
 from esper_runtime.tolaria.stocking import wait_for_library, wanted_invented, wanted_kernels
 from esper_runtime.tolaria.supply import Supply
 from esper_runtime.urabrask import evaluate, new_sandbox
-from esper_runtime.urza import Library
+from esper_runtime.urza import Library, Shelf, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +125,20 @@ def enter(server: BundledServer, ring: KeyRing, *graphs: Blueprint) -> None:
 
 
 def linked(server: BundledServer, ring: KeyRing, model: Growable) -> tuple[LibraryLink, Wanted]:
-    link = LibraryLink(lambda: server.address, RunOnBus("local", "run"))
+    link = LibraryLink(server.address_file, RunOnBus("local", "run"))
     slots = tuple({slot.place.interface: None for slot in model.slots.values()})
-    wanted = Wanted(wanted_kernels(model), slots, current_target(), lambda graph: graph.name != "unwanted")
+    wanted = Wanted(
+        specs=wanted_kernels(model),
+        slots=slots,
+        target=current_target(),
+        toolchain=toolchain(Pipeline.FAST),
+        names=BlueprintSelector(exclude=("unwanted",)),
+    )
     return link, wanted
+
+
+def nothing_of_its_own(wanted: Wanted, innovation: InnovationWish | None = None) -> Wanted:
+    return wanted.model_copy(update={"specs": {}, "innovation": innovation})
 
 
 def eventually(found: Callable[[], bool], seconds: float = 40.0) -> None:
@@ -145,7 +156,7 @@ def test_what_a_run_wishes_for_is_made_by_others_and_lies_verified_on_its_shelf(
     link, wanted = linked(server, ring, model)
     said: list[tuple[int, int]] = []
     with Forge(server, ring, sandbox, tmp_path / "made"):
-        link.start(wanted, shelf, ring.trust)
+        link.start(wanted, ring.home)
         wait_for_library(
             link, shelf, ring.trust, wanted, lambda _, done, total: said.append((done, total)), bool
         )
@@ -160,12 +171,12 @@ def test_a_blueprint_that_a_person_enters_arrives_and_leaves_when_it_is_archived
     server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     enter(server, ring)
-    model, shelf = growable("mlp"), Shelf(ring.home)
+    model = growable("mlp")
     link, wanted = linked(server, ring, model)
     model.stock, supply, journal = Stock(), Supply(), []
     supply.offers = link.offers
     with Forge(server, ring, sandbox, tmp_path / "made"):
-        link.start(Wanted({}, wanted.slots, wanted.target, wanted.allows), shelf, ring.trust)
+        link.start(nothing_of_its_own(wanted), ring.home)
         enter(server, ring, own(), own("unwanted").model_copy(update={"nodes": catalogue()["mlp"].nodes}))
         eventually(lambda: supply.waiting)
         supply.apply(10, model, journal.append, lambda: 0, supply.arrived())
@@ -225,14 +236,13 @@ def test_what_was_invented_is_taken_up_only_by_runs_that_want_that_and_others_in
 
     with_library(server, ring, fill)
     link, wanted = linked(server, ring, model)
-    link.start(Wanted({}, wanted.slots, wanted.target, wanted.allows), Shelf(ring.home), ring.trust)
+    link.start(nothing_of_its_own(wanted), ring.home)
     eventually(lambda: canonical_id(own()) in wishes())
     link.close()
     assert wishes() == {canonical_id(own()), *ids[1:3]}
     assert with_library(server, ring, lambda library: library.innovations()) == {}
     link, wanted = linked(server, ring, model)
-    asking = Wanted({}, wanted.slots, wanted.target, wanted.allows, innovation=mine)
-    link.start(asking, Shelf(ring.home), ring.trust)
+    link.start(nothing_of_its_own(wanted, mine), ring.home)
     eventually(lambda: ids[0] in wishes())
     with Forge(server, ring, sandbox, tmp_path / "made"):
         arrived: set[str] = set()
@@ -257,7 +267,7 @@ def test_a_quarantined_kernel_leaves_and_is_refused_by_the_shelf_from_then_on(
     link, wanted = linked(server, ring, model)
     (kernel,) = wanted.specs
     with Forge(server, ring, sandbox, tmp_path / "made"):
-        link.start(wanted, shelf, ring.trust)
+        link.start(wanted, ring.home)
         eventually(lambda: kernel in link.settled)
         link.offers.clear()
         ruling = Ruling(kernel=kernel, state=KernelState.QUARANTINED, reason="three runs failed")
@@ -273,7 +283,7 @@ def test_a_quarantined_kernel_leaves_and_is_refused_by_the_shelf_from_then_on(
 def test_a_library_that_has_lost_its_storage_is_asked_again_for_what_the_run_has(
     server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    model, shelf = growable("mlp"), Shelf(ring.home)
+    model = growable("mlp")
     enter(server, ring, *model.blueprints.values())
     link, wanted = linked(server, ring, model)
     (kernel,) = wanted.specs
@@ -286,7 +296,7 @@ def test_a_library_that_has_lost_its_storage_is_asked_again_for_what_the_run_has
         assert kernel not in await library.wishes()
 
     with Forge(server, ring, sandbox, tmp_path / "made"):
-        link.start(wanted, shelf, ring.trust)
+        link.start(wanted, ring.home)
         eventually(lambda: kernel in link.settled)
     with_library(server, ring, lose)
     eventually(lambda: kernel in with_library(server, ring, lambda library: library.wishes()))
@@ -316,21 +326,18 @@ def test_reports_reach_the_library_once_also_from_a_process_that_goes_on(
         link, wanted = linked(server, ring, model)
         for number in range(count):
             link.report(f"{number:064x}", reports[number])
-        link.start(Wanted({}, (), wanted.target, wanted.allows), Shelf(ring.home), ring.trust)
+        link.start(Wanted(specs={}, target=wanted.target), ring.home)
         eventually(lambda link=link: link.connected)
         link.close()
     stored = with_library(server, ring, lambda library: library.reports())
     assert sorted(stored) == [f"{number:064x}" for number in range(3)]
 
 
-def test_nobody_is_waited_for_where_no_forge_works_for_the_library(ring: KeyRing) -> None:
-    def nowhere() -> Any:
-        raise EsperError("there is none")
-
+def test_nobody_is_waited_for_where_no_forge_works_for_the_library(ring: KeyRing, tmp_path: Path) -> None:
     model, shelf = growable("mlp"), Shelf(ring.home)
     forges = [True, False]
-    link, said = LibraryLink(nowhere, RunOnBus("local", "run"), lambda: forges.pop(0)), []
-    wanted = Wanted(wanted_kernels(model), (), current_target(), bool)
+    link, said = LibraryLink(tmp_path / "none.json", RunOnBus("local", "run"), lambda: forges.pop(0)), []
+    wanted = Wanted(specs=wanted_kernels(model), target=current_target())
     wait_for_library(link, shelf, ring.trust, wanted, lambda *told: said.append(told), bool)
     assert forges == []
     assert said == [
@@ -340,12 +347,31 @@ def test_nobody_is_waited_for_where_no_forge_works_for_the_library(ring: KeyRing
 
 
 def test_without_a_library_a_run_begins_and_ends_all_the_same(ring: KeyRing, tmp_path: Path) -> None:
-    def nowhere() -> Any:
-        raise EsperError("there is none")
-
-    link = LibraryLink(nowhere, RunOnBus("local", "run"))
-    link.start(Wanted({}, (), current_target(), lambda _: True), Shelf(ring.home), ring.trust)
+    link = LibraryLink(tmp_path / "none.json", RunOnBus("local", "run"))
+    link.start(Wanted(specs={}, target=current_target()), ring.home)
     begun = time.monotonic()
     link.close()
     assert time.monotonic() - begun < 5
     assert not link.connected
+
+
+def test_a_process_that_dies_is_replaced_and_told_all_that_the_run_has_said(
+    server: BundledServer, ring: KeyRing, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    model = growable("mlp")
+    enter(server, ring, *model.blueprints.values())
+    link, wanted = linked(server, ring, model)
+    (spec,) = wanted.specs.values()
+    link.start(nothing_of_its_own(wanted), ring.home)
+    eventually(lambda: link.connected)
+    process = link._process
+    assert process is not None
+    process.kill()
+    eventually(lambda: not link.connected)
+    link.wish(spec)
+    with Forge(server, ring, sandbox, tmp_path / "made"):
+        eventually(lambda: spec.kernel_id in link.settled)
+    link.close()
+    assert link._process is not process
+    assert link._process is not None
+    assert link._process.poll() == 0

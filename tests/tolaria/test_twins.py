@@ -24,13 +24,13 @@ from esper_runtime.contracts import (
     ValidationReport,
     Verdict,
 )
-from esper_runtime.kasmina import Shelf, current_target, spec_for
+from esper_runtime.kasmina import current_target, spec_for
 from esper_runtime.kasmina.kernels import Twin
 from esper_runtime.nissa import read_journal, recording_of
 from esper_runtime.tolaria import Trainer, load, loop
 from esper_runtime.tolaria.replay import ReplayTrainer
-from esper_runtime.tolaria.supply import Offer
 from esper_runtime.tolaria.twins import TwinSource
+from esper_runtime.urza import Offer, Shelf
 from tests.oona.bus import eventually
 from tests.tezzeret.kernels import slot
 from tests.tolaria.runs import IMMEDIATE, Recorder, Script, manifest

@@ -6,7 +6,6 @@ Nothing here looks at bytes whose digest and signatures were not checked before.
 from esper_runtime.kasmina.kernels.cache import CacheCounts, KernelCache
 from esper_runtime.kasmina.kernels.compiled import Call, CompiledParts
 from esper_runtime.kasmina.kernels.loader import Kernel, load
-from esper_runtime.kasmina.kernels.shelf import Shelf, usable
 from esper_runtime.kasmina.kernels.stock import Maker, Stock
 from esper_runtime.kasmina.kernels.swap import MARGIN, Comparison, compare, twin_of
 from esper_runtime.kasmina.kernels.twin import Twin, arguments
@@ -28,7 +27,6 @@ __all__ = [
     "Kernel",
     "KernelCache",
     "Maker",
-    "Shelf",
     "Stock",
     "Twin",
     "arguments",
@@ -40,6 +38,5 @@ __all__ = [
     "spec_for",
     "toolchain",
     "twin_of",
-    "usable",
     "worker_facts",
 ]

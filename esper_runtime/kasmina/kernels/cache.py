@@ -14,7 +14,7 @@ from esper_runtime.artifact import Trust
 from esper_runtime.blueprint import sample_slots
 from esper_runtime.contracts import EsperError
 from esper_runtime.kasmina.kernels.loader import Kernel, load
-from esper_runtime.kasmina.kernels.shelf import Shelf
+from esper_runtime.urza import Shelf
 
 MOST_BYTES = 256 * 1024 * 1024
 """Default bound: some ten thousand plain graphs, or a hundred compiled kernels."""

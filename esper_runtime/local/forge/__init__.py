@@ -5,7 +5,7 @@ It runs beside trainings and is never waited for; what it knows lies on the bus,
 
 from esper_runtime.local.forge.desk import desk_at, forge_at_work
 from esper_runtime.local.forge.serve import Place, place_of, roles, serve_forge
-from esper_runtime.local.forge.workers import MOST_WORKERS, WorkerPool, default_workers, forge_cores
+from esper_runtime.local.forge.workers import MOST_WORKERS, WorkerPool, default_workers
 
 __all__ = [
     "MOST_WORKERS",
@@ -14,7 +14,6 @@ __all__ = [
     "default_workers",
     "desk_at",
     "forge_at_work",
-    "forge_cores",
     "place_of",
     "roles",
     "serve_forge",

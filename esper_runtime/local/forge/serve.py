@@ -16,9 +16,10 @@ from esper_runtime.artifact import HOME_VARIABLE, KeyRing
 from esper_runtime.contracts import BusError, EsperError, Role
 from esper_runtime.forge import LOOK_SECONDS, Lease, News, Planner
 from esper_runtime.local.children import esper_command
+from esper_runtime.local.cores import forge_cores
 from esper_runtime.local.forge.lease import lease_of_process
 from esper_runtime.local.forge.targets import local_targets
-from esper_runtime.local.forge.workers import WorkerPool, forge_cores
+from esper_runtime.local.forge.workers import WorkerPool
 from esper_runtime.local.home import HomeBus, forge_table
 from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import ProcessTable, end_in_order, read_table, record_of, write_table

@@ -25,12 +25,6 @@ def default_workers() -> int:
     return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1))
 
 
-def forge_cores(workers: int) -> frozenset[int]:
-    """The cores that ``workers`` may use: the last ones, and never all where there is more than one."""
-    cores = sorted(os.sched_getaffinity(0))
-    return frozenset(cores[-max(1, min(workers, len(cores) - 1)) :])
-
-
 def stand_back(pid: int, cores: frozenset[int]) -> None:
     """Give a process the lowest claim on the processor, and the given cores only."""
     os.setpriority(os.PRIO_PROCESS, pid, NICE)
