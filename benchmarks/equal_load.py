@@ -64,15 +64,18 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = random.Random(0)
 
+    told = False
+
     def end(*_: int | FrameType | None) -> None:
-        raise SystemExit
+        nonlocal told
+        told = True
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         beside = compiler(Path(folder))
         signal.signal(signal.SIGTERM, end)
         print("ready", flush=True)
         try:
-            while True:
+            while not told:
                 work(Path(folder), chosen.choice((16, 64, 256, 512)), chosen.choice((16, 64, 256, 512)))
         finally:
             os.killpg(beside.pid, signal.SIGKILL)
