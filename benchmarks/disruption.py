@@ -66,7 +66,7 @@ WIDTHS = {512: 4, 960: 3}
 """Of the hosts, and how many rounds each gets."""
 BATCH = 256
 BLOCK_SECONDS, SETTLE_SECONDS, TRACED_SECONDS = 12.0, 1.5, 15.0
-BEHIND = 12
+BEHIND = 30
 """Kernels that are at least waiting while the forge is saturated."""
 P50, P99_MORE = 1.05, 0.1
 UNDER_WAY = (
@@ -226,7 +226,7 @@ class Feeder:
     async def feed(self) -> None:
         """Enter blueprints where little is waiting; the run wishes for their kernels itself."""
         if await self.behind() < BEHIND:
-            for _ in range(4):
+            for _ in range(6):
                 await self._planner.enter(next(self._blueprints), Origin.USER.value)
 
     async def wish_for_compiled(self) -> None:
