@@ -82,7 +82,7 @@ class Forge:
 
     def hear(self, kind: Kind, what: str | None, body: Object) -> None:
         """Take in an event of what concerns the forge."""
-        if not _concerns(kind, body):
+        if not concerns(kind, body):
             return
         head = body["metadata"]
         key = BlueprintKey(head["namespace"], head["name"])
@@ -100,7 +100,7 @@ class Forge:
 
     def replace(self, kind: Kind, listed: Listed, namespace: str | None) -> None:
         """Take in a complete list; of what is missing in it nothing is concluded."""
-        items = [body for body in listed.items if _concerns(kind, body)]
+        items = [body for body in listed.items if concerns(kind, body)]
         for place in self.objects.replace(kind, Listed(items, listed.version), namespace):
             if kind is BLUEPRINT:
                 self._add(BlueprintKey(*place), 0.0)
@@ -144,7 +144,8 @@ class Forge:
         return self.workers.places()
 
 
-def _concerns(kind: Kind, body: Object) -> bool:
+def concerns(kind: Kind, body: Object) -> bool:
+    """Whether an object is of the forge's side: a resource of it, or one of its workers."""
     return kind in (BLUEPRINT, KERNEL) or (
         kind in (JOB, POD) and POOL_LABEL in (body["metadata"].get("labels") or {})
     )

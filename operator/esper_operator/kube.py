@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
@@ -22,8 +23,8 @@ Propagation = Literal["Foreground", "Background", "Orphan"]
 FIELD_MANAGER = "esper-operator"
 TIMEOUT = 15.0
 """Seconds that one call may take."""
-PAGE = 500
-"""Objects in one answer to a list."""
+PAGE = 200
+"""Objects in one answer to a list: what is decoded of them at a time is what a process is large by."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,9 @@ class Kube(Protocol):
     async def list(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> Listed:
         """All objects, of one namespace or of all, that the selectors choose."""
 
+    def pages(self, kind: Kind, namespace: str | None, labels: str = "") -> AsyncIterator[Listed]:
+        """The same list in parts, for what is many: at no time is all of it in memory."""
+
     async def create(self, kind: Kind, body: Object) -> Object:
         """Make an object; `AlreadyThereError` where the name is taken."""
 
@@ -141,7 +145,7 @@ class KubeApi:
     """
 
     def __init__(self, configuration: Any, timeout: float = TIMEOUT) -> None:
-        self._client: Any = ApiClient(configuration)
+        self._client: Any = ApiClient(_with_proxy(configuration))
         self._timeout = timeout
         self.calls: dict[tuple[str, str, int], int] = {}
         """How many calls there were, by verb, kind and HTTP status."""
@@ -159,15 +163,28 @@ class KubeApi:
 
     async def list(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> Listed:
         """See `Kube`."""
+        items: list[Object] = []
+        version = ""
+        async for page in self._pages(kind, namespace, labels, fields):
+            items += page.items
+            version = page.version
+        return Listed(items, version)
+
+    def pages(self, kind: Kind, namespace: str | None, labels: str = "") -> AsyncIterator[Listed]:
+        """See `Kube`."""
+        return self._pages(kind, namespace, labels, "")
+
+    async def _pages(
+        self, kind: Kind, namespace: str | None, labels: str, fields: str
+    ) -> AsyncIterator[Listed]:
         query = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
         query |= {"fieldSelector": fields} if fields else {}
-        items: list[Object] = []
         while True:
             answer = await self._call("GET", kind, kind.path(namespace), query)
-            items += answer.get("items") or []
             head = answer.get("metadata") or {}
+            yield Listed(answer.pop("items", None) or [], str(head.get("resourceVersion", "")))
             if not head.get("continue"):
-                return Listed(items, str(head.get("resourceVersion", "")))
+                return
             query["continue"] = head["continue"]
 
     async def create(self, kind: Kind, body: Object) -> Object:
@@ -291,6 +308,22 @@ async def configured() -> Any:
         raise InputError(
             f"no way to the API server: this is no pod with a service account, and {error}; set KUBECONFIG"
         ) from error
+    return configuration
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a URL; None where it is reached directly."""
+    parts = urlsplit(url)
+    if not parts.hostname or proxy_bypass_environment(parts.hostname):
+        return None
+    return getproxies_environment().get(parts.scheme)
+
+
+def _with_proxy(configuration: Any) -> Any:
+    """Look the proxy up once: left to itself, aiohttp does so in a thread of its own at every call."""
+    if configuration is not None:
+        configuration.proxy = configuration.proxy or proxy_for(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
     return configuration
 
 

@@ -17,6 +17,8 @@ from esper_runtime.contracts import EsperError, InputError
 
 ENDING_SECONDS = 20.0
 """For the process to end in good order."""
+SWITCH_SECONDS = 0.001
+"""After which a thread lets another one run: passes and kopf's events are in two, and each waits for both."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def run(environment: Mapping[str, str]) -> int:
     if settings is None:
         return 2
     log_in_json(getattr(logging, settings.log_level.upper()))
+    sys.setswitchinterval(SWITCH_SECONDS)
     return asyncio.run(_until_told(settings))
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from esper_operator.bus import BusCredentials, first_start, signing_key, trust_list
 from esper_operator.credentials import Credentials, NoCredentials
 from esper_operator.feed import Feed
-from esper_operator.forge import KINDS, Forge
+from esper_operator.forge import KINDS, Forge, concerns
 from esper_operator.forge_metrics import ForgeMetrics
 from esper_operator.health import STUCK_SECONDS, Figures, HealthServer, PassMetrics
-from esper_operator.kube import DEPLOYMENT, RUN, Kind, KubeApi, KubeError, Object, configured
+from esper_operator.kube import DEPLOYMENT, RUN, Kind, KubeApi, KubeError, Listed, Object, configured
 from esper_operator.lease import DEADLINE, Leadership
 from esper_operator.library import ForgeOffice
 from esper_operator.library_metrics import LibraryMetrics
@@ -33,8 +33,8 @@ from esper_runtime.contracts import BusError, Role
 from esper_runtime.oona import BusKeeper
 from esper_runtime.planning import Verdict, served_runs
 
-WORKERS = 8
-"""Resources that are worked on at a time."""
+WORKERS = 16
+"""Resources that are worked on at a time: most of a pass is waiting for the API server."""
 RELIST_SECONDS = 300.0
 """Between two lists of everything, for events that were lost."""
 LEASE = "esper-operator"
@@ -101,15 +101,31 @@ class Operator:
         concerned: set[RunKey] = set()
         for kind, labels in WATCHED.items():
             for namespace in self.namespaces() or (None,):
-                listed = await self.kube.list(kind, namespace, labels)
-                if kind in KINDS:
-                    self.forge.replace(kind, listed, namespace)
-                if kind in RUN_KINDS and (namespace is None or self._carries_out(namespace)):
-                    concerned |= self.store.replace(kind, listed, namespace)
+                concerned |= await self._list(kind, namespace, labels)
         self.listed = True
         for key in concerned | set(self.store.runs()):
             self.queue.add(key)
         self.forge.look_at_all()
+
+    async def _list(self, kind: Kind, namespace: str | None, labels: str) -> set[RunKey]:
+        """Take in all objects of a kind; returns the runs that are concerned."""
+        of_runs = kind in RUN_KINDS and (namespace is None or self._carries_out(namespace))
+        concerned: set[RunKey | None] = set()
+        there: set[str] = set()
+        of_forge: list[Object] = []
+        version = ""
+        async for page in self.kube.pages(kind, namespace, labels):
+            version = page.version
+            there.update(body["metadata"]["uid"] for body in page.items)
+            if kind in KINDS:
+                of_forge += [body for body in page.items if concerns(kind, body)]
+            if of_runs:
+                concerned.update(self.store.put(kind, body) for body in page.items)
+        if kind in KINDS:
+            self.forge.replace(kind, Listed(of_forge, version), namespace)
+        if of_runs:
+            concerned |= self.store.remove_others(kind, there, version, namespace)
+        return {key for key in concerned if key is not None}
 
     def namespaces(self) -> tuple[str, ...]:
         """Namespaces that are listed and watched: those with runs, and the release's own; none: all."""

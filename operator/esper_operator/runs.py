@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from esper_operator.children import claim_of, job_of, network_policy_of, secret_of, service_of
 from esper_operator.credentials import Credentials, RunOnBus
+from esper_operator.fresh import Fresh
 from esper_operator.kube import (
     CLAIM,
-    EVENT,
     JOB,
     NETWORK_POLICY,
     POD,
@@ -24,7 +24,7 @@ from esper_operator.kube import (
     UnavailableError,
 )
 from esper_operator.live import Live, Notice
-from esper_operator.names import UID_LABEL, RunKey, controller_of
+from esper_operator.names import RunKey, controller_of
 from esper_operator.observe import JobFacts, Read, read_manifest, run_seen
 from esper_operator.settings import Settings
 from esper_operator.status import Facts, parsed_status, status_of
@@ -102,6 +102,7 @@ class Runs:
         self._served = served
         self._kube, self._store, self._writer = kube, store, writer
         self._credentials, self._settings, self._clock = credentials, settings, clock
+        self._fresh = Fresh(kube)
         self._blocked: dict[RunKey, int] = {}
         self._asked: dict[RunKey, tuple[str, float, Trouble | None]] = {}
         self.lives: dict[RunKey, Live] = {}
@@ -235,16 +236,15 @@ class Runs:
     async def _verified(self, key: RunKey, view: _View, number: int) -> _View | None:
         """The view by what the API says now, where an attempt still follows from it."""
         uid = view.seen.uid
-        run = await self._kube.get(RUN, key.namespace, key.name)
+        run, jobs, pods = await self._fresh.run(key, uid)
         if run is None or run["metadata"]["uid"] != uid:
             self._store.remove(RUN, key.namespace, key.name, uid)
             if run is not None:
                 self._store.put(RUN, run)
             return None
         self._store.put(RUN, run)
-        labels = f"{UID_LABEL}={uid}"
-        for kind in (JOB, POD):
-            self._store.replace_of(key, kind, await self._kube.list(kind, key.namespace, labels))
+        self._store.replace_of(key, JOB, jobs)
+        self._store.replace_of(key, POD, pods)
         now = self._look(key, self._store.run(key) or run)
         if CreateAttempt(number) not in now.plan.actions:
             return None
@@ -289,9 +289,7 @@ class Runs:
                 return self._asked[key][2]
             if uid == job.seen.uid and view.seen.now - asked < _patience(view):
                 return known
-            said = await self._kube.list(EVENT, key.namespace, fields=f"involvedObject.uid={job.seen.uid}")
-            events = sorted(said.items, key=lambda event: str(event.get("lastTimestamp") or ""))
-            warnings = [str(event.get("message", "")) for event in events if event.get("type") == "Warning"]
+            warnings = await self._fresh.warnings_of_job(key.namespace, job.seen.uid)
             self._asked[key] = (job.seen.uid, view.seen.now, trouble_of_events(warnings))
             return self._asked[key][2]
         return None

@@ -6,7 +6,7 @@ not come back. Nothing irreversible is done on its word alone.
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -110,7 +110,8 @@ class Store:
             return None
         if before is not None and before.run != owner:
             self._unlist(kind, place)
-        self._known[kind][place] = _Known(head["uid"], version, owner, _seen(kind, body), chosen)
+        seen = _again(body, before.seen) if kind is RUN and before is not None else None
+        self._known[kind][place] = _Known(head["uid"], version, owner, seen or _seen(kind, body), chosen)
         if kind is not RUN:
             self._of_run.setdefault(owner, {}).setdefault(kind, set()).add(head["name"])
         return owner
@@ -126,24 +127,36 @@ class Store:
         self._unlist(kind, (namespace, name))
         return known.run
 
-    def replace(self, kind: Kind, listed: Listed, namespace: str | None) -> set[RunKey]:
-        """Take in a complete list; returns the runs that it concerns."""
-        return self._replace(
-            kind, listed, [place for place in self._known[kind] if namespace is None or place[0] == namespace]
-        )
-
     def replace_of(self, key: RunKey, kind: Kind, listed: Listed) -> None:
         """Take in a complete list of a run's own children of one kind."""
+        for body in listed.items:
+            self.put(kind, body)
         names = self._of_run.get(key, {}).get(kind, ())
-        self._replace(kind, listed, [(key.namespace, name) for name in names])
-
-    def _replace(self, kind: Kind, listed: Listed, places: Iterable[tuple[str, str]]) -> set[RunKey]:
-        concerned = {self.put(kind, body) for body in listed.items}
         there = {body["metadata"]["uid"] for body in listed.items}
-        version = _number(listed.version)
-        for place in list(places):
+        self._remove_others(kind, there, listed.version, [(key.namespace, name) for name in names])
+
+    def remove_others(self, kind: Kind, there: Set[str], version: str, namespace: str | None) -> set[RunKey]:
+        """Take in that of a kind nothing else is there.
+
+        Args:
+            kind: of the objects.
+            there: uids of those that a complete list had.
+            version: of that list.
+            namespace: that it was of; None for all.
+
+        Returns:
+            The runs of what is gone.
+        """
+        places = [place for place in self._known[kind] if namespace is None or place[0] == namespace]
+        return self._remove_others(kind, there, version, places)
+
+    def _remove_others(
+        self, kind: Kind, there: Set[str], version: str, places: Iterable[tuple[str, str]]
+    ) -> set[RunKey]:
+        concerned: set[RunKey | None] = set()
+        for place in places:
             known = self._known[kind][place]
-            if known.chosen and known.uid not in there and known.version <= version:
+            if known.chosen and known.uid not in there and known.version <= _number(version):
                 concerned.add(self.remove(kind, *place, known.uid))
         return {key for key in concerned if key is not None}
 
@@ -180,13 +193,25 @@ def _seen(kind: Kind, body: Object) -> JobFacts | PodSeen | str | Object:
     if kind is POD:
         return pod_seen(body)
     if kind is RUN:
-        head = body["metadata"]
-        kept = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
-        return {
-            "apiVersion": RUN.version,
-            "kind": RUN.name,
-            "metadata": {name: head[name] for name in kept if name in head},
-            "spec": {name: _shared(canonical_json(part)) for name, part in (body.get("spec") or {}).items()},
-            "status": body.get("status") or {},
-        }
+        spec = body.get("spec") or {}
+        return _run(body, {name: _shared(canonical_json(part)) for name, part in spec.items()})
     return controller_of(body) or ""
+
+
+def _run(body: Object, spec: Object) -> Object:
+    head = body["metadata"]
+    kept = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
+    return {
+        "apiVersion": RUN.version,
+        "kind": RUN.name,
+        "metadata": {name: head[name] for name in kept if name in head},
+        "spec": spec,
+        "status": body.get("status") or {},
+    }
+
+
+def _again(body: Object, before: Any) -> Object | None:
+    """A run of which only the status is another one than before; None where more is."""
+    new, old = body["metadata"], before["metadata"]
+    same = (new["uid"], new.get("generation")) == (old["uid"], old.get("generation"))
+    return _run(body, before["spec"]) if same and "generation" in new else None

@@ -17,21 +17,17 @@ from esper_operator.kube import (
     NotThereError,
     Object,
     RefusedError,
-    UnavailableError,
 )
 from esper_operator.live import Notice
 from esper_operator.names import Key, short_uid
+from esper_operator.rate import Rate
 from esper_runtime.planning import rfc3339
 
 LIVE_SPACING = 2.0
 """Seconds between two writes of a run that say only how far it is."""
 
-AT_ONCE = 3
-"""Writes that wait for their answer at a time."""
-
-_TRIES = 4
-_MARGIN = 1.25
-"""Writes are sent so much more slowly than they may be: those under way may arrive together."""
+AT_ONCE = 8
+"""Writes that wait for their answer at a time, and as many that post events after theirs."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +52,13 @@ class Waiting:
     after: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
+    def follow(self, old: "Waiting") -> None:
+        """Take the place of one that was not written, with what hangs on that."""
+        self.urgent = self.urgent or old.urgent
+        self.notices = old.notices + [item for item in self.notices if item not in old.notices]
+        self.after = old.after + self.after
+        self.since = old.since
+
 
 class StatusWriter:
     """The last status of each resource that waits to be written.
@@ -75,9 +78,8 @@ class StatusWriter:
         learn: Callable[[Key, Object], None],
     ) -> None:
         self._kube, self._current, self._learn = kube, current, learn
-        self._spacing = _MARGIN / per_second
-        self._next_at = 0.0
-        self._turn = asyncio.Lock()
+        self._rate = Rate(per_second)
+        self._written: asyncio.Queue[tuple[Key, Waiting]] = asyncio.Queue()
         self._waiting: dict[Key, Waiting] = {}
         self._writing: dict[Key, Waiting] = {}
         self._last: dict[Key, float] = {}
@@ -108,10 +110,7 @@ class StatusWriter:
                 return
         old = self._waiting.get(key)
         if old is not None and old.uid == uid:
-            new.urgent = urgent or old.urgent
-            new.notices = old.notices + [item for item in new.notices if item not in old.notices]
-            new.after = old.after + new.after
-            new.since = old.since
+            new.follow(old)
         self._waiting[key] = new
         self._wake.set()
 
@@ -129,17 +128,7 @@ class StatusWriter:
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(self._work())
-
-    async def _work(self) -> None:
-        while True:
-            key = self._next(time.monotonic())
-            if key is None:
-                self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.25 if self._waiting else None):
-                        await self._wake.wait()
-                continue
-            await self._write_safely(key)
+                group.create_task(self._work_after())
 
     async def drain(self) -> None:
         """Write all that waits.
@@ -148,10 +137,54 @@ class StatusWriter:
             KubeError: the API server does not take one; the others still wait.
         """
         while self._waiting:
-            await self.write(next(iter(self._waiting)))
+            async with self._rate.turn() as turn:
+                turn.used = True
+                key = next(iter(self._waiting))
+                written = await self._write(key)
+            if written is not None:
+                await self._follow_up(key, written)
 
-    async def write(self, key: Key) -> None:
-        """Write the status of a resource that waits, and post its events.
+    async def _work(self) -> None:
+        while True:
+            while self._next(time.monotonic()) is None:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.25 if self._waiting else None):
+                        await self._wake.wait()
+            # What is written is chosen last of all: meanwhile something more urgent may have come.
+            async with self._rate.turn() as turn:
+                key = self._next(time.monotonic())
+                if key is not None:
+                    turn.used = self._waiting[key].status is not None
+                    await self._write_safely(key)
+
+    async def _work_after(self) -> None:
+        """Post events beside the writing, so that the rate of statuses does not depend on it."""
+        while True:
+            key, written = await self._written.get()
+            try:
+                await self._follow_up(key, written)
+            except Exception:  # what is told again where nobody said that it was heard
+                _log.exception("%s: what follows its status failed", key)
+
+    async def _write_safely(self, key: Key) -> None:
+        try:
+            written = await self._write(key)
+        except RefusedError as error:
+            self._waiting.pop(key, None)
+            _log.error("%s: the API server refuses its status: %s", key, error)
+        except KubeError as error:
+            _log.warning("%s: its status is written later: %s", key, error)
+            await asyncio.sleep(1.0)
+        else:
+            if written is not None:
+                self._written.put_nowait((key, written))
+
+    async def _write(self, key: Key) -> Waiting | None:
+        """Write the status of a resource that waits.
+
+        Returns:
+            What was written; None where the resource is gone, or has changed: then its status waits again.
 
         Raises:
             KubeError: the API server does not take it; it waits again.
@@ -159,41 +192,50 @@ class StatusWriter:
         waiting = self._waiting.pop(key)
         self._writing[key] = waiting
         try:
-            if waiting.status is not None and not await self._apply(key, waiting.uid, waiting.status):
-                return
+            return waiting if waiting.status is None or await self._apply(key, waiting) else None
         except BaseException:
-            self._waiting.setdefault(key, waiting)
+            self._put_back(key, waiting)
             raise
         finally:
             del self._writing[key]
-        for notice in waiting.notices:
-            await self._post(key, waiting.uid, notice)
-        for step in waiting.after:
-            await step()
 
-    async def _apply(self, key: Key, uid: str, status: Object) -> bool:
-        """Write a status; False where the resource is gone, or another one has its name."""
-        known = self._current(key)
-        for _ in range(_TRIES):
-            if known is None or known["metadata"]["uid"] != uid:
-                return False
-            version = known["metadata"]["resourceVersion"]
-            head = {"name": key.name, "namespace": key.namespace, "resourceVersion": version}
-            await self._keep_rate()
-            try:
-                answer = await self._kube.apply_status(key.kind, {"metadata": head, "status": status})
-            except NotThereError:
-                return False
-            except ConflictError:
-                known = await self._kube.get(key.kind, key.namespace, key.name)
-                if known is not None:
-                    self._learn(key, known)
-                continue
-            self.written += 1
-            self._last[key] = time.monotonic()
-            self._learn(key, answer)
-            return True
-        raise UnavailableError(f"status of {key}", 409, "Conflict", "it changes all the time")
+    async def _apply(self, key: Key, waiting: Waiting) -> bool:
+        """Whether a status is written: not where the resource is gone, or another one has its name."""
+        known, uid = self._current(key), waiting.uid
+        if known is None or known["metadata"]["uid"] != uid:
+            return False
+        version = known["metadata"]["resourceVersion"]
+        head = {"name": key.name, "namespace": key.namespace, "resourceVersion": version}
+        try:
+            answer = await self._kube.apply_status(key.kind, {"metadata": head, "status": waiting.status})
+        except NotThereError:
+            return False
+        except ConflictError:
+            now = await self._kube.get(key.kind, key.namespace, key.name)
+            if now is not None:
+                self._put_back(key, waiting)
+                self._learn(key, now)
+            return False
+        self.written += 1
+        self._last[key] = time.monotonic()
+        self._learn(key, answer)
+        return True
+
+    def _put_back(self, key: Key, waiting: Waiting) -> None:
+        """Have it wait again, or its successor with what hangs on it."""
+        newer = self._waiting.setdefault(key, waiting)
+        if newer is waiting or newer.uid != waiting.uid:
+            return
+        newer.follow(waiting)
+        if newer.status is None:  # it said the same
+            newer.status = waiting.status
+
+    async def _follow_up(self, key: Key, written: Waiting) -> None:
+        """Post the events of a status, and do what was to wait for it."""
+        for notice in written.notices:
+            await self._post(key, written.uid, notice)
+        for step in written.after:
+            await step()
 
     def _next(self, now: float) -> Key | None:
         """What is urgent comes first, then what has waited for longest."""
@@ -208,26 +250,6 @@ class StatusWriter:
             if best is None or rank < best:
                 best, chosen = rank, key
         return chosen
-
-    async def _keep_rate(self) -> None:
-        """Wait until the next write may be sent; evenly, so that no second has more than it may."""
-        async with self._turn:
-            wait = self._next_at - time.monotonic()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            self._next_at = time.monotonic() + self._spacing
-
-    async def _write_safely(self, key: Key) -> None:
-        if key not in self._waiting:
-            return
-        try:
-            await self.write(key)
-        except RefusedError as error:
-            self._waiting.pop(key, None)
-            _log.error("%s: the API server refuses its status: %s", key, error)
-        except KubeError as error:
-            _log.warning("%s: its status is written later: %s", key, error)
-            await asyncio.sleep(1.0)
 
     async def _post(self, key: Key, uid: str, notice: Notice) -> None:
         digest = hashlib.sha256(f"{uid}/{notice.identity}/{notice.reason}".encode()).hexdigest()[:10]

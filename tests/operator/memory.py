@@ -6,7 +6,8 @@ that a test can put anything between them.
 
 import itertools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -90,16 +91,22 @@ class Cluster:
 
     async def list(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> Listed:
         with self._call("list", kind, ""):
-            wanted = [part.partition("=") for part in labels.split(",") if part]
+            wanted = [_choice(part) for part in re.split(r",(?![^(]*\))", labels) if part]
             found = [
                 body
                 for (name, space, _), body in self.objects.items()
                 if name == kind.name and namespace in (None, space) and _has(body, wanted)
             ]
-            if fields:
-                uid = fields.partition("=")[2]
-                found = [body for body in found if body.get("involvedObject", {}).get("uid") == uid]
+            for part in filter(None, fields.split(",")):
+                path, _, value = part.partition("=")
+                found = [body for body in found if _at(body, path) == value]
             return Listed(_copied(found), str(next(self._versions)))
+
+    async def pages(self, kind: Kind, namespace: str | None, labels: str = "") -> AsyncIterator[Listed]:
+        listed = await self.list(kind, namespace, labels)
+        half = len(listed.items) // 2
+        yield Listed(listed.items[:half], listed.version)
+        yield Listed(listed.items[half:], listed.version)
 
     async def create(self, kind: Kind, body: Object) -> Object:
         with self._call("create", kind, body["metadata"]["name"], body):
@@ -329,9 +336,24 @@ def lost() -> UnavailableError:
     return UnavailableError("call", 0, "Timeout", "no answer")
 
 
-def _has(body: Object, wanted: list[tuple[str, str, str]]) -> bool:
+def _choice(part: str) -> tuple[str, list[str]]:
+    """A label's name and the values that a part of a selector allows; none: any."""
+    if found := re.fullmatch(r"(\S+) in \((.*)\)", part):
+        return found[1], found[2].split(",")
+    name, equal, value = part.partition("=")
+    return name, [value] if equal else []
+
+
+def _has(body: Object, wanted: list[tuple[str, list[str]]]) -> bool:
     labels = body["metadata"].get("labels") or {}
-    return all(name in labels and (not equal or labels[name] == value) for name, equal, value in wanted)
+    return all(name in labels and (not values or labels[name] in values) for name, values in wanted)
+
+
+def _at(body: Object, path: str) -> Any:
+    """What an object has at a path with dots."""
+    for name in path.split("."):
+        body = body.get(name) or {}
+    return body
 
 
 _KINDS = {kind.name: kind for kind in vars(kube).values() if isinstance(kind, Kind)}

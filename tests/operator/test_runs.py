@@ -371,7 +371,7 @@ def test_pods_that_the_quota_keeps_from_being_made_are_a_condition_too() -> None
     job = world.cluster.one(JOB, "small-1")
     event = {
         "metadata": {"name": "e", "namespace": "team"},
-        "involvedObject": {"uid": job["metadata"]["uid"]},
+        "involvedObject": {"kind": "Job", "uid": job["metadata"]["uid"]},
         "type": "Warning",
         "message": 'Error creating: pods "small-1-0" is forbidden: exceeded quota: team',
     }

@@ -62,7 +62,10 @@ class Process:
         for kind in WATCHED.values():
             labels = "" if kind is RUN else CHILDREN
             listed = asyncio.run(self.cluster.list(kind, None, labels))
-            self.store.replace(kind, listed, None)
+            for body in listed.items:
+                self.store.put(kind, body)
+            there = {body["metadata"]["uid"] for body in listed.items}
+            self.store.remove_others(kind, there, listed.version, None)
         del self.cluster.calls[calls:]
         self.cluster.faults = faults
 
