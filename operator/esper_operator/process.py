@@ -264,7 +264,7 @@ async def operate(settings: Settings) -> None:
     server = HealthServer(settings.health_port, passes.registry, ailments, ready.is_set)
     await server.start()
     try:
-        await kube.list(RUN, settings.watch[0] if settings.watch else settings.namespace)
+        await anext(kube.pages(RUN, settings.watch[0] if settings.watch else settings.namespace))
         ready.set()
         lease.owner = owner = await _deployment(kube, settings)
         await lease.acquire()

@@ -1,6 +1,7 @@
 """A queue of keys: each at most once in it, never worked on twice at a time, tried again after an error."""
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import random
@@ -40,6 +41,7 @@ class KeyQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._count = 0
         self._wake = asyncio.Event()
+        self._line = asyncio.Lock()
         self.failed = 0
         """How often work has failed."""
         self.done = 0
@@ -109,21 +111,20 @@ class KeyQueue(Generic[K]):
                     self.add(key)
 
     async def _next(self) -> K:
-        while True:
-            now = time.monotonic()
-            while self._later and self._later[0][0] <= now:
-                due, _, key = heapq.heappop(self._later)
-                if self._due.get(key) == due:  # else it was asked for earlier
-                    self.add(key)
-            if self._ready:
-                return self._ready.popleft()
-            self._wake.clear()
-            wait = self._later[0][0] - now if self._later else None
-            try:
-                async with asyncio.timeout(wait):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+        async with self._line:  # one waits for a key and the others for it, so that each key wakes only one
+            while True:
+                now = time.monotonic()
+                while self._later and self._later[0][0] <= now:
+                    due, _, key = heapq.heappop(self._later)
+                    if self._due.get(key) == due:  # else it was asked for earlier
+                        self.add(key)
+                if self._ready:
+                    return self._ready.popleft()
+                self._wake.clear()
+                wait = self._later[0][0] - now if self._later else None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
 
 
 def _unexpected(error: Exception) -> bool:

@@ -3,17 +3,9 @@
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 _SLACK = 1.02
 """Clocks of two machines do not go equally fast."""
-
-
-class Turn:
-    """Leave for one call; ``used`` is to be set before it is made."""
-
-    used = False
 
 
 class Rate:
@@ -27,24 +19,21 @@ class Rate:
     """
 
     def __init__(self, per_second: float) -> None:
-        places = max(1, int(per_second))
         self._period = _SLACK * max(1.0, 1.0 / per_second)
-        self._free_at = [0.0] * places
-        self._returned = asyncio.Event()
+        self._free_at = [0.0] * max(1, int(per_second))
+        self._given = asyncio.Event()
         self._line = asyncio.Lock()
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Wait for leave for a call; inside, it may be made. First come, first served."""
+    async def take(self) -> None:
+        """Return when a call may be made, first come, first served; `give` is due once it is answered."""
         async with self._line:
             while not self._free_at:
-                self._returned.clear()
-                await self._returned.wait()
+                self._given.clear()
+                await self._given.wait()
             await asyncio.sleep(self._free_at[0] - time.monotonic())
-            began = heapq.heappop(self._free_at)
-        turn = Turn()
-        try:
-            yield turn
-        finally:
-            heapq.heappush(self._free_at, time.monotonic() + self._period if turn.used else began)
-            self._returned.set()
+            heapq.heappop(self._free_at)
+
+    def give(self, used: bool = True) -> None:
+        """Give back the place that was taken, where no call was made for others to take at once."""
+        heapq.heappush(self._free_at, time.monotonic() + (self._period if used else 0.0))
+        self._given.set()

@@ -84,6 +84,7 @@ class StatusWriter:
         self._writing: dict[Key, Waiting] = {}
         self._last: dict[Key, float] = {}
         self._wake = asyncio.Event()
+        self._line = asyncio.Lock()
         self.written = 0
         """How many statuses were written."""
 
@@ -137,26 +138,37 @@ class StatusWriter:
             KubeError: the API server does not take one; the others still wait.
         """
         while self._waiting:
-            async with self._rate.turn() as turn:
-                turn.used = True
+            await self._rate.take()
+            try:
                 key = next(iter(self._waiting))
                 written = await self._write(key)
+            finally:
+                self._rate.give()
             if written is not None:
                 await self._follow_up(key, written)
 
     async def _work(self) -> None:
         while True:
-            while self._next(time.monotonic()) is None:
+            key = await self._choose()
+            writes = self._waiting[key].status is not None
+            try:
+                await self._write_safely(key)
+            finally:
+                self._rate.give(used=writes)
+
+    async def _choose(self) -> Key:
+        """The next one, once it may be written; until then something more urgent may come."""
+        async with self._line:
+            while True:
+                await self._rate.take()
+                key = self._next(time.monotonic())
+                if key is not None:
+                    return key
+                self._rate.give(used=False)
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.25 if self._waiting else None):
                         await self._wake.wait()
-            # What is written is chosen last of all: meanwhile something more urgent may have come.
-            async with self._rate.turn() as turn:
-                key = self._next(time.monotonic())
-                if key is not None:
-                    turn.used = self._waiting[key].status is not None
-                    await self._write_safely(key)
 
     async def _work_after(self) -> None:
         """Post events beside the writing, so that the rate of statuses does not depend on it."""
