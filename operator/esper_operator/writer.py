@@ -210,6 +210,7 @@ class StatusWriter:
             raise
         finally:
             del self._writing[key]
+            self._wake.set()  # what was said of it meanwhile may be written now
 
     async def _apply(self, key: Key, waiting: Waiting) -> bool:
         """Whether a status is written: not where the resource is gone, or another one has its name."""
