@@ -130,7 +130,7 @@ class _Handover:
                 _log.exception("an event of a %s was not understood", kind.name)
 
 
-class _Undiffed(kopf.DiffBaseStorage):
+class _Undiffed(kopf.DiffBaseStorage):  # type: ignore[misc]
     """What kopf compares an object with: nothing, for nobody asks what has changed in it.
 
     Without this kopf copies every object at every event.
