@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_runtime.contracts import Finished, SeedChanged, Validated
+from esper_runtime.contracts import Finished, SeedChanged, Started, Validated
 from esper_runtime.local.cluster import Kubectl, pull
 from esper_runtime.nissa import effective, read_journal, verify_journal
 from tests.cluster.cluster import RUNS, Cluster, Object
+
+REPEATING = ("torch", "numpy", "machine", "instructions", "threads", "ranks", "deterministic", "device")
+"""Of a run's environment: two runs that differ in one of these need not have the same weights."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Outcome:
         life: step, seed, blueprint and stage of each structural change.
         test: loss and metric on test data.
         parameters: of the host, and of what it has become.
+        environment: what decides whether results repeat, of the run's start.
     """
 
     digest: str
@@ -26,14 +30,24 @@ class Outcome:
     life: tuple[tuple[int, str, str, str], ...]
     test: tuple[float | None, float | None]
     parameters: tuple[int, int]
+    environment: tuple[tuple[str, str], ...]
 
 
-def outcome_of(cluster: Cluster, run: str, into: Path) -> Outcome:
-    """Pull a run's folder, check it, and read it."""
+def outcome_of(cluster: Cluster, run: str, into: Path, *, stated: bool = True) -> Outcome:
+    """Pull a run's folder, check it, and read it.
+
+    Args:
+        cluster: where it ran.
+        run: its name.
+        into: a folder that is made.
+        stated: whether its status has the digest of the weights.
+    """
     words = Kubectl(RUNS, cluster.access.context)
     pulled = pull(words, run, into, everything=True)
-    assert pulled.matches_status is True
-    return read_outcome(into / "journal.jsonl")
+    assert pulled.matches_status is (True if stated else None)
+    found = read_outcome(into / "journal.jsonl")
+    assert pulled.digest == found.digest
+    return found
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -42,6 +56,7 @@ def read_outcome(path: Path) -> Outcome:
     entries = effective(read_journal(path))
     finished = next(entry.event for entry in reversed(entries) if isinstance(entry.event, Finished))
     assert finished.weights_digest is not None
+    started = next(entry.event for entry in entries if isinstance(entry.event, Started))
     return Outcome(
         digest=finished.weights_digest,
         losses=tuple(
@@ -56,6 +71,7 @@ def read_outcome(path: Path) -> Outcome:
         ),
         test=(finished.test_loss, finished.test_metric),
         parameters=(finished.parameters_start, finished.parameters),
+        environment=tuple(sorted((name, started.environment[name]) for name in REPEATING)),
     )
 
 

@@ -28,6 +28,7 @@ class Pod:
         gone: whether it was deleted.
         alive: whether a container of it runs now, as far as is known.
         codes: exit codes of its containers.
+        images: name and digest of what its containers ran.
     """
 
     namespace: str
@@ -40,6 +41,7 @@ class Pod:
     gone: bool = False
     alive: bool = False
     codes: list[int] = field(default_factory=list)
+    images: set[tuple[str, str]] = field(default_factory=set)
 
 
 class PodWatch:
@@ -80,6 +82,13 @@ class PodWatch:
         """Pods that ran, by component."""
         return dict(sorted(Counter(pod.component for pod in self.seen()).items()))
 
+    def images(self) -> dict[str, set[str]]:
+        """Digests of what ran, by the image's name."""
+        found: dict[str, set[str]] = {}
+        for name, digest in {image for pod in self.seen() for image in pod.images}:
+            found.setdefault(name, set()).add(digest)
+        return found
+
     def stop(self) -> None:
         """Follow no longer."""
         self._ending = True
@@ -104,9 +113,8 @@ class PodWatch:
         if body.get("kind") != "Pod":
             return
         labels = head.get("labels") or {}
-        states = [
-            item.get("state") or {} for item in (body.get("status") or {}).get("containerStatuses") or ()
-        ]
+        containers = (body.get("status") or {}).get("containerStatuses") or ()
+        states = [item.get("state") or {} for item in containers]
         with self._lock:
             pod = self._pods.setdefault(
                 head["uid"],
@@ -123,6 +131,7 @@ class PodWatch:
             pod.ran = pod.ran or any("running" in state or "terminated" in state for state in states)
             pod.alive = not pod.gone and any("running" in state for state in states)
             pod.codes = [state["terminated"]["exitCode"] for state in states if "terminated" in state]
+            pod.images |= {(item["image"], item["imageID"]) for item in containers if item.get("imageID")}
             if pod.run:
                 place = (pod.namespace, pod.run, pod.index)
                 now = sum(
