@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_BENCH := $(VENV)/.ready-bench
 READY_FILES := pyproject.toml constraints.txt
+TESTERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench bars docs crds images acceleration clean
@@ -25,8 +26,8 @@ $(READY_BENCH): $(READY)
 run: $(READY) ## train a small model that grows, with the comparison, on this machine
 	$(BIN)/esper run examples/mnist1d.yaml --compare
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, in TESTERS processes (2; 0: in this one)
+	$(BIN)/python -m pytest --numprocesses=$(TESTERS) --dist=worksteal
 
 check: $(READY) ## format, lint, types, layers, generated files up to date
 	$(BIN)/ruff format --check .

@@ -1,8 +1,10 @@
 """What the machine looks like before and after kernels that mean harm: files, processes, connections."""
 
+import fcntl
 import hashlib
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,14 @@ def _strangers(warm_process: int) -> list[str]:
 
 
 @contextmanager
+def _alone() -> Iterator[None]:
+    """Of all processes of tests on this machine, one at a time looks at what they share: port and files."""
+    with (Path(tempfile.gettempdir()) / f"esper-witness-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def unharmed(warm_process: int, *folders: Path) -> Iterator[None]:
     """Raises where the body left a trace: in files of the folders and some of the system, as processes, as a
     connection to a port of this machine that listens meanwhile.
@@ -49,17 +59,18 @@ def unharmed(warm_process: int, *folders: Path) -> Iterator[None]:
         warm_process: of the sandbox; it must live on and have no children afterwards.
         folders: whose files must stay as they are.
     """
-    before = _look(folders)
-    with socket.create_server(("127.0.0.1", PORT)) as listener:
-        listener.setblocking(False)
-        yield
-        try:
-            listener.accept()
-        except BlockingIOError:
-            pass
-        else:
-            raise AssertionError("a kernel reached a port of this machine")
-    after = _look(folders)
+    with _alone():
+        before = _look(folders)
+        with socket.create_server(("127.0.0.1", PORT)) as listener:
+            listener.setblocking(False)
+            yield
+            try:
+                listener.accept()
+            except BlockingIOError:
+                pass
+            else:
+                raise AssertionError("a kernel reached a port of this machine")
+        after = _look(folders)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     assert not changed, f"changed: {changed}"
     assert os.path.exists(f"/proc/{warm_process}"), "the warm process is gone"
