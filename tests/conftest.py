@@ -1,7 +1,7 @@
 """Every test runs on one thread: results repeat, and tests do not depend on how many cores there are.
 
-All tests share one home of keys and kernels, so that each kernel that they need is tested once, and one
-kernel with native code.
+All tests of a process share one home of keys and kernels, so that each kernel that they need is tested once,
+and one kernel with native code. `make test` runs them in two processes.
 """
 
 import os
@@ -16,18 +16,33 @@ from esper_runtime.blueprint import catalogue
 from esper_runtime.contracts import InterfaceKind, Pipeline, Signed
 from esper_runtime.tezzeret import Builder, make
 from tests.tezzeret.kernels import slot, wanted
+from tests.turns import machine
 
 torch.set_num_threads(1)
+
+WORKER = "PYTEST_XDIST_WORKER"
+"""In the environment of each of several processes of tests: its name."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked `alone` runs while none does in the other processes."""
+    if WORKER not in os.environ:
+        return (yield)
+    with machine(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def machine_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The machine's folder, for this process and those that it starts.
 
-    ``ESPER_TEST_HOME`` names one to be kept from one run of the tests to the next.
+    ``ESPER_TEST_HOME`` names one to be kept from one run of the tests to the next; each process of tests has
+    its own in it.
     """
     kept = os.environ.get("ESPER_TEST_HOME")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("esper-home")
+    one = os.environ.get(WORKER, "")
+    folder = Path(kept) / one if kept else tmp_path_factory.mktemp("esper-home")
     before = os.environ.get(HOME_VARIABLE)
     os.environ[HOME_VARIABLE] = str(folder)
     yield folder

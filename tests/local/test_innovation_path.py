@@ -64,6 +64,7 @@ def library(home: Path) -> tuple[dict[str, BlueprintEntry], dict[str, KernelReco
         return asyncio.run(read(joined))
 
 
+@pytest.mark.alone  # the forge's workers stand back behind everything else that runs on their core
 def test_a_run_gets_tested_kernels_of_blueprints_that_were_invented_for_it(
     running: Running, home: Path
 ) -> None:

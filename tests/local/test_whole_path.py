@@ -93,6 +93,7 @@ def records(home: Path) -> dict[str, KernelRecord]:
         return asyncio.run(read(joined))
 
 
+@pytest.mark.alone  # the forge's workers stand back behind everything else that runs on their core
 def test_a_run_gets_its_kernels_though_forge_bus_and_worker_are_killed_meanwhile(
     running: Running, home: Path, others: IO[str]
 ) -> None:

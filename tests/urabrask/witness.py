@@ -1,14 +1,13 @@
 """What the machine looks like before and after kernels that mean harm: files, processes, connections."""
 
-import fcntl
 import hashlib
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.turns import turn
 from tests.urabrask.members import EVIL, PORT
 
 _WATCHED = (Path("/etc/passwd"), Path("/etc/hostname"), Path("/bin/true"))
@@ -43,14 +42,6 @@ def _strangers(warm_process: int) -> list[str]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Of all processes of tests on this machine, one at a time looks at what they share: port and files."""
-    with (Path(tempfile.gettempdir()) / f"esper-witness-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def unharmed(warm_process: int, *folders: Path) -> Iterator[None]:
     """Raises where the body left a trace: in files of the folders and some of the system, as processes, as a
     connection to a port of this machine that listens meanwhile.
@@ -59,7 +50,7 @@ def unharmed(warm_process: int, *folders: Path) -> Iterator[None]:
         warm_process: of the sandbox; it must live on and have no children afterwards.
         folders: whose files must stay as they are.
     """
-    with _alone():
+    with turn("witness"):  # for the port and the files of this machine
         before = _look(folders)
         with socket.create_server(("127.0.0.1", PORT)) as listener:
             listener.setblocking(False)
