@@ -19,6 +19,7 @@ from esper_runtime.contracts import (
     OvertakenError,
     PeerLostError,
     RunFailedError,
+    RunOnBus,
     Started,
 )
 from esper_runtime.local.changes import check_unchanged
@@ -35,6 +36,7 @@ from esper_runtime.local.stop import StopSignals
 from esper_runtime.local.supervisor import end_helpers
 from esper_runtime.nissa import (
     Exposition,
+    KeptJournal,
     RunState,
     StatusServer,
     TrainingMetrics,
@@ -51,6 +53,7 @@ from esper_runtime.tolaria import (
     Observer,
     Result,
     Trainer,
+    fetch_journal,
     raised_in_user_code,
     replace_file,
 )
@@ -110,9 +113,10 @@ def run_manifest(
                 stack.enter_context(_findable(bus, folder.bus_address))
         if fresh and folder.started:
             look_at(run, directory)
-            _check_fresh(run)
+            _check_fresh(run, folder.journal)
             progress.say(f"the earlier run is kept in {folder.set_aside()}")
         try:
+            fetch_journal(run, folder.path, progress.say)
             with progress.shown(), connected(bus, run.metadata.name, folder.journal, progress.say) as bridge:
                 return _go(run, manifest, folder, directory, progress, signals, compare, bridge, listen)
         except PeerLostError as error:
@@ -178,13 +182,14 @@ def _in_pod() -> bool:
     return os.environ.get(SUPERVISED) == IN_POD
 
 
-def _check_fresh(run: MorphogeneticRun) -> None:
+def _check_fresh(run: MorphogeneticRun, journal: Path) -> None:
     """Checkpoints outside of the run's folder are not moved aside with it."""
     uri = run.spec.checkpoint.uri
-    if uri is not None and CheckpointStore(uri, keep=1).saved():
+    kept = KeptJournal(uri, RunOnBus.of(run.metadata.name).run, journal)
+    if uri is not None and (CheckpointStore(uri, keep=1).saved() or kept.entries()):
         raise InputError(
-            f"spec.checkpoint.uri {uri!r} holds the earlier run's checkpoints, which --fresh does not move; "
-            "give another one, or remove them"
+            f"spec.checkpoint.uri {uri!r} holds the earlier run's checkpoints or journal, which --fresh does "
+            "not move; give another one, or remove them"
         )
 
 

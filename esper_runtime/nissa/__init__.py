@@ -14,6 +14,7 @@ from esper_runtime.nissa.journal import (
     scan_journal,
     verify_journal,
 )
+from esper_runtime.nissa.kept_journal import KeptJournal
 from esper_runtime.nissa.metrics import Exposition, TrainingMetrics, WorkerMetrics
 from esper_runtime.nissa.recording import BEFORE_START, Recording, completed, recording_of
 from esper_runtime.nissa.report import render_report
@@ -28,6 +29,7 @@ __all__ = [
     "Finding",
     "Held",
     "JournalScan",
+    "KeptJournal",
     "Metric",
     "Recording",
     "RunState",

@@ -69,7 +69,11 @@ def scan_journal(path: Path) -> JournalScan:
 
     A missing file is an empty journal.
     """
-    data = path.read_bytes() if path.exists() else b""
+    return scan_lines(path.read_bytes() if path.exists() else b"")
+
+
+def scan_lines(data: bytes) -> JournalScan:
+    """`scan_journal` for the bytes of one."""
     lines = data.split(b"\n")
     entries: list[JournalEntry] = []
     torn_bytes, torn_line = 0, 0

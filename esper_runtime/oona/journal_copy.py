@@ -95,6 +95,7 @@ class JournalCopy:
         self._subject, self._source = subject, source
         self._stream_sequence = 0
         self._all_sent = False
+        self._leads = False  # whether the bus's last entry was ever one of this file
         self.copied = -1
         """Sequence of the last entry that the bus has; -1 for none."""
 
@@ -127,10 +128,10 @@ class JournalCopy:
         while digest is not None and (lines := self._file.read()) is not None:
             for index, line in enumerate(lines):
                 if line.digest == digest:
-                    self.copied = line.sequence
+                    self.copied, self._leads = line.sequence, True
                     return lines[index + 1 :]
             await asyncio.sleep(0)
-        self.overtaken = self.fenced and digest is not None and self.copied >= 0
+        self.overtaken = self.fenced and digest is not None and self._leads
         self._file.rewind()  # the bus has nothing, or the copy of another run of this name
         self.copied = -1
         return []
@@ -154,7 +155,9 @@ class JournalCopy:
             omitted = JournalOmitted(sequence=line.sequence, digest=line.digest, bytes=len(data))
             data, kind = omitted.model_dump_json(by_alias=True).encode(), EventType.JOURNAL_OMITTED
         payload = event_bytes(kind, self._source, line.digest, data)
-        self._stream_sequence = await publish(
-            client, self._subject, payload, line.digest, after=self._stream_sequence
-        )
+        stored = await publish(client, self._subject, payload, line.digest, after=self._stream_sequence)
+        if (
+            stored > self._stream_sequence
+        ):  # else the bus had it, before what an attempt that was lost left there
+            self._stream_sequence, self._leads = stored, True
         self.copied = line.sequence

@@ -86,7 +86,7 @@ class RunSeen:
         jobs: Jobs with one of its names, whoever owns them.
         pods: pods of its Jobs that are not gone, those that are ending among them.
         service: whether the headless Service is there and its own.
-        claim: whether the claim for checkpoints and model is there, or none is needed.
+        claim: whether the claim for journal, checkpoints and model is there, or none is needed.
         attempt: the last attempt that the status records.
         restarts: starts of the training that its journal records beyond the first one.
         ended: how the status says that the run ended; None while it goes on.
@@ -310,7 +310,7 @@ def _over(seen: RunSeen) -> tuple[str, str] | None:
         return (
             "TooManyRestarts",
             f"it was started again {seen.restarts} times, retry.restarts allows {spec.retry.restarts}; the "
-            "checkpoints are kept: a new run with this checkpoint.uri goes on from them",
+            "trainer's log says why it ended, and the checkpoints are kept",
         )
     return None
 
@@ -329,7 +329,7 @@ def _failure(seen: RunSeen, job: JobSeen) -> tuple[str, str]:
         case 2:
             return "WrongInput", "the manifest cannot work; the trainer's log says what would"
         case code if code == EXIT_BUDGET:
-            return "BudgetUsed", "spec.budget is used up; a checkpoint is left, a new run may go on from it"
+            return "BudgetUsed", "spec.budget is used up; a checkpoint is left"
         case 137:
             return (
                 "OutOfMemory",

@@ -28,6 +28,7 @@ from esper_runtime.tolaria.ledger import Ledger, Purpose, macs_per_example, para
 from esper_runtime.tolaria.library import LibraryLink
 from esper_runtime.tolaria.messenger import BusObserver
 from esper_runtime.tolaria.model_folder import ARCHITECTURE, WEIGHTS, load, read_model, save_model
+from esper_runtime.tolaria.opening import fetch_journal
 from esper_runtime.tolaria.optimizer import GroupedOptimizer, clip_gradients
 from esper_runtime.tolaria.parts import Parts, build_parts
 from esper_runtime.tolaria.replay import ReplayTrainer
@@ -91,6 +92,7 @@ __all__ = [
     "clip_gradients",
     "describe",
     "evaluate",
+    "fetch_journal",
     "huggingface_callback",
     "in_order",
     "learning_rate",

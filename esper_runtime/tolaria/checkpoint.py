@@ -6,6 +6,7 @@ step-000000200-0/               step 200, written by incarnation 0
     random.safetensors          states of the random generators
     state.json                  everything else
     manifest.json               SHA-256 and size of each file; written last: without it nothing counts
+journal-NAME.jsonl              not in a folder of this machine: the journal as far as they need it
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from esper_runtime.contracts import CheckpointError, ContractModel, canonical_json
+from esper_runtime.nissa import KeptJournal
 from esper_runtime.planning import SavedCheckpoint, to_delete
 from esper_runtime.tolaria.disk import sync_folder, write_synced
 
@@ -86,21 +88,24 @@ class CheckpointStore:
     Args:
         uri: a local path, or any URI that fsspec opens; made when the first checkpoint is written.
         keep: how many of the newest complete ones stay.
+        journal: is copied before each of them; None for no copy.
     """
 
-    def __init__(self, uri: str, keep: int) -> None:
+    def __init__(self, uri: str, keep: int, journal: KeptJournal | None = None) -> None:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(uri)
         except (ValueError, ImportError) as error:
             raise CheckpointError(f"checkpoint.uri {uri!r} cannot be opened: {error}") from error
         self.uri = uri
         self.keep = keep
+        self._journal = journal
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def write(self, state: SavedState, step: int, incarnation: int, sequence: int) -> tuple[str, str]:
         """Write a checkpoint and delete those that are no longer kept.
 
-        Locally it is written beside its place, synced and renamed; elsewhere its manifest is written last.
+        Locally it is written beside its place, synced and renamed; elsewhere the journal that it follows is
+        copied first, and its manifest is written last.
 
         Returns:
             Its name, and its digest: the SHA-256 of its manifest.
@@ -118,6 +123,7 @@ class CheckpointStore:
         manifest = CheckpointManifest(step=step, incarnation=incarnation, sequence=sequence, files=records)
         sealed = manifest.model_copy(update={"seal": manifest.computed_seal()})
         blobs[MANIFEST] = canonical_json(sealed.model_dump(mode="json", by_alias=True))
+        self.keep_journal()
         try:
             if self._local:
                 self._write_folder(name, blobs)
@@ -157,6 +163,15 @@ class CheckpointStore:
         self._fs.makedirs(folder, exist_ok=True)
         for file, blob in blobs.items():
             self._fs.pipe_file(f"{folder}/{file}", blob)
+
+    def keep_journal(self) -> None:
+        """Copy the journal to where the checkpoints are, unless that is on this machine.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._journal is not None:
+            self._journal.keep()
 
     def saved(self) -> list[SavedCheckpoint]:
         """All checkpoints, oldest first; those that are incomplete say so. Contents are not read."""

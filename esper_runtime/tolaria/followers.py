@@ -37,6 +37,10 @@ class Checkpoints(Protocol):
         """Delete some."""
         ...
 
+    def keep_journal(self) -> None:
+        """Copy the journal to them, where they are not on this machine."""
+        ...
+
 
 class JournalPosition:
     """Counts the entries that rank 0 writes, so that states know their place among them.
@@ -77,6 +81,9 @@ class NoCheckpoints:
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete nothing."""
+
+    def keep_journal(self) -> None:
+        """Copy nothing."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,16 @@ from esper_runtime.contracts import (
     AnswerRefused,
     ControllerChanged,
     Event,
+    Finished,
+    Interrupted,
     JournalEntry,
     JournalError,
     Resumed,
+    RolledBack,
     SeedChanged,
     SeedStage,
+    Started,
+    Steered,
     Validated,
     canonical_json,
 )
@@ -140,3 +145,12 @@ def must_sync(event: Event) -> bool:
     if isinstance(event, SeedChanged):
         return event.after not in (SeedStage.GERMINATED, SeedStage.LOADING)
     return not isinstance(event, Validated | ControllerChanged | AnswerRefused)
+
+
+def must_be_kept(event: Event) -> bool:
+    """Whether an entry is copied to checkpoints that are elsewhere before the run goes on.
+
+    What is not said again when the steps since the last checkpoint are done again; each checkpoint takes the
+    rest with it.
+    """
+    return isinstance(event, Started | Resumed | RolledBack | Steered | Interrupted | Finished)

@@ -22,7 +22,7 @@ from esper_runtime.tolaria.checkpoint import SavedState
 from esper_runtime.tolaria.followers import Checkpoints, Journal
 from esper_runtime.tolaria.governor import Fault, GoodState, Governor
 from esper_runtime.tolaria.inquiry import Inquiry
-from esper_runtime.tolaria.journal import must_sync
+from esper_runtime.tolaria.journal import must_be_kept, must_sync
 from esper_runtime.tolaria.ledger import Purpose
 from esper_runtime.tolaria.news import News
 from esper_runtime.tolaria.parts import Parts
@@ -441,4 +441,6 @@ class Loop:
     def record(self, event: Event) -> None:
         """Write a journal entry, and tell the observer."""
         entry = self._journal.append(event, self.step, sync=must_sync(event))
+        if must_be_kept(event):
+            self._store.keep_journal()
         self._observer.on_event(entry)

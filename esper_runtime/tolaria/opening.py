@@ -1,7 +1,7 @@
 """Opening a run's folder: what is there, what to do with it, and the state to begin from."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +19,10 @@ from esper_runtime.contracts import (
     MorphogeneticRun,
     Resumed,
     RolledBack,
+    RunOnBus,
     Started,
 )
-from esper_runtime.nissa import scan_journal
+from esper_runtime.nissa import KeptJournal, scan_journal
 from esper_runtime.planning import Attempt, Resume, manifest_differences, observe, plan_attempt
 from esper_runtime.tolaria.checkpoint import CheckpointStore, SavedState
 
@@ -51,14 +52,16 @@ class Opening:
 
 
 def open_run(run: MorphogeneticRun, folder: Path) -> Opening:
-    """Look at a run's folder and plan; nothing is written.
+    """Look at a run's folder and plan; nothing is written but a journal that is fetched into an empty folder.
 
     Raises:
-        InputError: a URI keeps nothing, or there are checkpoints but no journal that they belong to.
+        InputError: a URI keeps nothing or cannot be opened, or there are checkpoints but no journal that they
+            belong to.
         JournalError: the journal's chain is broken.
         CheckpointError: the checkpoint store cannot be opened.
     """
     path = folder / JOURNAL
+    kept = fetch_journal(run, folder)
     scan = scan_journal(path)
     if scan.finding is not None and scan.finding.broken:
         raise JournalError(f"{path}, {scan.finding}; restore the file from a copy, nothing was changed")
@@ -69,7 +72,7 @@ def open_run(run: MorphogeneticRun, folder: Path) -> Opening:
                 f"spec.{field}.uri: {uri} is memory of this process, lost when it ends; give a folder or an "
                 f"object store"
             )
-    store = CheckpointStore(settings.uri or str(folder / CHECKPOINTS), settings.keep)
+    store = CheckpointStore(settings.uri or str(folder / CHECKPOINTS), settings.keep, kept)
     manifest = run.model_dump(mode="json", by_alias=True)
     observed = observe(scan.entries, scan.torn_bytes > 0, store.saved())
     attempt = plan_attempt(manifest, observed)
@@ -80,6 +83,25 @@ def open_run(run: MorphogeneticRun, folder: Path) -> Opening:
             f"of its own; put the journal back; or move the checkpoints away to begin anew"
         )
     return Opening(manifest, path, store, scan.entries, attempt)
+
+
+def fetch_journal(run: MorphogeneticRun, folder: Path, say: Callable[[str], None] = log.info) -> KeptJournal:
+    """The journal's copy beside the checkpoints; it becomes the journal of a folder that has none.
+
+    Args:
+        run: the manifest.
+        folder: of the run.
+        say: is told where a journal was fetched from.
+
+    Raises:
+        InputError: the URI cannot be opened.
+        JournalError: the copy is damaged.
+        CheckpointError: it cannot be read.
+    """
+    kept = KeptJournal(run.spec.checkpoint.uri, RunOnBus.of(run.metadata.name).run, folder / JOURNAL)
+    if kept.fetch():
+        say(f"the run's journal comes from {kept.place}")
+    return kept
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ _GPU = "nvidia.com/"
 
 
 def needs_claim(run: MorphogeneticRun) -> bool:
-    """Whether checkpoints or the model go to a claim: unless both have a place outside the pod."""
+    """Whether a run keeps anything on a claim: unless checkpoints and model have a place outside of the pod.
+
+    Then the journal is kept with the checkpoints, and the run goes on from there.
+    """
     places = (run.spec.checkpoint.uri, run.spec.output.uri)
     return not all(place is not None and _is_remote(place) for place in places)
 

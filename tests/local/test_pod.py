@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +17,29 @@ import yaml
 
 from esper_runtime.artifact import HOME_VARIABLE, KeyRing, Trust, esper_home
 from esper_runtime.artifact.guarded import ALONE_VARIABLE
-from esper_runtime.contracts import ArtifactError, InputError, Interrupted, Resumed, Role, parse_run
+from esper_runtime.contracts import (
+    ArtifactError,
+    Finished,
+    InputError,
+    Interrupted,
+    Resumed,
+    Role,
+    canonical_json,
+    parse_run,
+)
 from esper_runtime.local import RunFolder
 from esper_runtime.local.pod import settle, worker_settled
 from esper_runtime.local.pod.master import Master
 from esper_runtime.local.pod.train import Seat
-from esper_runtime.nissa import read_journal
+from esper_runtime.local.signals import SignalQueue
+from esper_runtime.nissa import KeptJournal, read_journal
 from esper_runtime.oona import BundledServer, BusRole
 from tests.cli.manifests import changed, write
+from tests.nissa.journals import not_grown
 from tests.tolaria.ranks import free_port
 
+POD = sys.modules[Seat.__module__]
+"""The module; the package has a function of its name."""
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 50.0
 OFF = ("spec.growth.controller.kind", "Off")
@@ -150,6 +164,47 @@ def test_two_pods_find_each_other_stop_with_75_lose_each_other_with_76_and_go_on
     assert "step " in said
     assert "\x1b" not in said, "control codes of a terminal"
     assert "Traceback" not in said
+
+
+def test_without_a_claim_a_pod_in_the_place_of_another_goes_on_from_the_uris_alone(run: Run) -> None:
+    bucket = f"dir::file://{run.place}/bucket"
+    places = (("spec.checkpoint.uri", bucket), ("spec.output.uri", f"{bucket}/model"))
+    (pod,) = run.start(*places, SELDOM, (STEPS, 1500), pods=(0,))
+    run.until_checkpoints(2)
+    pod.kill()
+    shutil.rmtree(run.place / "var" / "runs")  # an emptyDir goes with its pod
+    (pod,) = run.start(*places, SELDOM, (STEPS, 1500), pods=(0,))
+    assert pod.ends() == 0, run.text()
+    kinds = run.kinds()
+    assert (kinds[0], kinds[-1], kinds.count("Resumed")) == ("Started", "Finished", 1)
+    assert list((run.place / "bucket").rglob("architecture.json"))
+    shutil.rmtree(run.place / "var" / "runs")
+    (pod,) = run.start(*places, SELDOM, (STEPS, 1500), pods=(0,))
+    assert pod.ends() == 0, run.text()
+    assert run.kinds() == kinds, "it was complete, so nothing was trained"
+
+
+def test_without_a_claim_a_following_pod_learns_the_runs_end_where_the_checkpoints_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(POD, "_LOOK_ELSEWHERE_SECONDS", 0.02)
+    described = parse_run(changed(TWO, ("spec.checkpoint.uri", f"dir::file://{tmp_path}/bucket")), "test")
+    mine = RunFolder(tmp_path / "emptydir" / "small")
+    lines = [canonical_json(e.model_dump(mode="json", by_alias=True)) + b"\n" for e in not_grown().entries]
+    first = tmp_path / "first.jsonl"
+    place = KeptJournal(described.spec.checkpoint.uri, "small", first)
+    said: list[str] = []
+    with SignalQueue() as signals:
+        pod = POD._Pod(described, tmp_path, mine, Seat(1, 2, None), signals, said.append)
+        first.write_bytes(b"".join(lines[:-1]))
+        place.keep()
+        ended = threading.Timer(0.1, lambda: (first.write_bytes(b"".join(lines)), place.keep()))
+        ended.start()
+        assert pod._until_recorded() == 0
+        assert [type(e.event) for e in place.entries()][-1] is Finished, "not before it is recorded"
+        assert pod.run() == 0, "started again later, it ends at once"
+    assert said == ["run 'small' is complete"]
+    assert not mine.path.exists()
 
 
 def test_a_used_up_budget_ends_with_77_and_a_checkpoint(run: Run) -> None:

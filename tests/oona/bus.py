@@ -64,7 +64,7 @@ class Journal:
     def __init__(self, path: Path, text: str = "") -> None:
         self.path = path
         self.entries: list[JournalEntry] = []
-        self._text = text
+        self.text = text
 
     def grow(self, count: int) -> None:
         """Append entries."""
@@ -72,7 +72,7 @@ class Journal:
             number = len(self.entries)
             entry = JournalEntry(
                 sequence=number,
-                time="2026-01-01T00:00:00.000+00:00" + self._text,
+                time="2026-01-01T00:00:00.000+00:00" + self.text,
                 incarnation=0,
                 step=number,
                 event=Validated(

@@ -20,7 +20,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterServer]
 
         async def prepare() -> None:
             async with server.keeper() as keeper:
-                for run in ("small", "other"):
+                for run in ("small", "other", "cut"):
                     await keeper.prepare_run("team", run, UID, 1)
 
         asyncio.run(prepare())
@@ -60,3 +60,22 @@ def test_an_attempt_that_goes_on_with_the_journal_is_not_overtaken(
         with bridge(cluster, journal, "other") as one:
             eventually(lambda one=one: one.counts().journal == len(journal.entries) - 1)
             assert not one.overtaken
+
+
+def test_an_attempt_whose_journal_lacks_the_end_goes_on_behind_it(
+    cluster: ClusterServer, tmp_path: Path
+) -> None:
+    """The end was lost with the pod: what the bus has of the journal already is not stored again."""
+    old, new = Journal(tmp_path / "old.jsonl", "cut"), Journal(tmp_path / "new.jsonl", "cut")
+    old.grow(4)
+    with bridge(cluster, old, "cut") as first:
+        eventually(lambda: first.counts().journal == 3)
+    new.grow(2)
+    assert new.digests == old.digests[:2]
+    new.text = "another end"
+    new.grow(2)
+    with bridge(cluster, new, "cut") as second:
+        eventually(lambda: second.counts().journal == 3 or second.overtaken)
+        new.grow(1)
+        eventually(lambda: second.counts().journal == 4 or second.overtaken)
+        assert not second.overtaken

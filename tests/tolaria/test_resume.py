@@ -18,9 +18,12 @@ from esper_runtime.contracts import (
     Resumed,
     SeedChanged,
     SeedStage,
+    Steer,
+    Steered,
+    SteeringCommand,
 )
 from esper_runtime.nissa import effective, read_journal, verify_journal
-from esper_runtime.tolaria import Trainer, checkpoint
+from esper_runtime.tolaria import Inbox, Trainer, checkpoint
 from esper_runtime.tolaria.environment import random_state, seed_all, set_random_state
 from tests.tolaria.runs import IMMEDIATE, ISOLATED, Recorder, Script, manifest, train
 
@@ -299,3 +302,59 @@ def test_stopped_while_candidates_are_tried_before_the_first_step_it_begins_agai
     assert (stopped.outcome, stopped.step) == ("Interrupted", 0)
     _, _, second = train(run, tmp_path / "parts", Prober(at=0))
     assert second.finished.weights_digest == whole.finished.weights_digest
+
+
+# Checkpoints elsewhere: the run's folder may be lost with its machine
+
+
+class Crash(Recorder):
+    """Ends the process at a step, as far as the files can tell."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at = at
+
+    def on_step(self, step, loss):
+        super().on_step(step, loss)
+        if step == self._at:
+            raise KeyboardInterrupt
+
+
+def test_from_a_uri_alone_it_goes_on_bit_for_bit_however_often_its_folder_is_lost(whole, tmp_path):
+    _, recorder, result = whole
+    place = f"dir::file://{tmp_path}/bucket"
+    run = manifest(
+        STEPS, checkpoint={"uri": place, "everySteps": 25, "keep": 1}, output={"uri": f"{place}/out"}
+    )
+    losses: dict[int, float] = {}
+    for number, crash in enumerate((40, 45, 61, 99)):
+        crashed = Crash(crash)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(run, tmp_path / str(number), crashed, controller=script()).run()
+        losses |= crashed.losses
+    last, _, done = train(run, tmp_path / "last", script())
+    losses |= last.losses
+    assert min(last.losses) == 76, "it went on from the checkpoint at step 75"
+    assert losses == recorder.losses
+    assert done.finished.weights_digest == result.finished.weights_digest
+    journal = tmp_path / "last" / "journal.jsonl"
+    assert verify_journal(journal) == []
+    resumed = [e.event for e in read_journal(journal) if isinstance(e.event, Resumed)]
+    assert [(event.incarnation, event.from_step) for event in resumed] == [(1, 25), (2, 25), (3, 50), (4, 75)]
+    assert life(read_journal(journal)) == life(recorder.entries)
+    _, _, again = train(run, tmp_path / "after", script())
+    assert (again.outcome, again.trained) == ("Complete", False)
+
+
+def test_a_persons_command_is_not_lost_with_the_folder(tmp_path):
+    place = {"uri": f"dir::file://{tmp_path}/bucket", "everySteps": 500}
+    crashed = Crash(30)
+    inbox = Inbox([SteeringCommand(id="1", run="small", command=Steer.PAUSE_GROWTH)])
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(
+            manifest(60, checkpoint=place), tmp_path / "a", crashed, controller=Script(), commands=inbox
+        ).run()
+    assert crashed.of(Steered)
+    train(manifest(60, checkpoint=place), tmp_path / "b", Script())
+    told = [e.event for e in read_journal(tmp_path / "b" / "journal.jsonl") if isinstance(e.event, Steered)]
+    assert [event.command for event in told] == [Steer.PAUSE_GROWTH]

@@ -1,7 +1,8 @@
 """The container `training`: starts the ranks of its pod once, and ends with a code that the operator knows.
 
 It starts nothing again: that is the Job's part. The first pod holds the run's folder; the others keep no
-files, and look at the folder only to see whether the run is complete.
+files, and look at the folder only to see whether the run is complete. Without a claim each pod has a folder
+of its own, and the journal's copy beside the checkpoints says that.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun, load_run
+from esper_runtime.contracts import ControllerKind, InputError, MorphogeneticRun, RunOnBus, load_run
 from esper_runtime.local.children import (
     IN_POD,
     LISTEN_VARIABLE,
@@ -26,7 +27,7 @@ from esper_runtime.local.pod.master import Master
 from esper_runtime.local.processes import TRAINER
 from esper_runtime.local.ranks import LATE_SECONDS, see_through
 from esper_runtime.local.signals import SignalQueue
-from esper_runtime.nissa import scan_journal
+from esper_runtime.nissa import KeptJournal, scan_journal
 from esper_runtime.oona import LIBRARY_VARIABLE
 from esper_runtime.planning import how_it_ended, observe, pod_exit
 
@@ -37,6 +38,7 @@ HELD_SECONDS = 60.0
 ENDING_SECONDS = 600.0
 """How long the first pod may take, after the last step, to measure, save and export the model."""
 _LOOK_SECONDS = 0.5
+_LOOK_ELSEWHERE_SECONDS = 5.0
 
 
 def train(config: Path, data: Path, say: Callable[[str], None]) -> int:
@@ -112,10 +114,12 @@ class _Pod:
         self._ranks: list[Child] = []
         self._kill_at: float | None = None
         self._first = seat.index == 0
+        name = RunOnBus.of(run.metadata.name).run
+        self._kept = KeptJournal(run.spec.checkpoint.uri, name, folder.journal)
 
     def run(self) -> int:
         """See the pod through; returns its exit code."""
-        complete = _complete(self._folder)
+        complete = self._complete()
         if complete and not self._first:
             self._say(f"run {self._run.metadata.name!r} is complete")
             return DONE
@@ -198,16 +202,22 @@ class _Pod:
         this one.
         """
         deadline = time.monotonic() + ENDING_SECONDS
-        while self._folder.started and not _complete(self._folder):
-            if self._folder.holder() is None and not _complete(self._folder):
+        here = self._folder.started
+        while (here or self._kept.place is not None) and not self._complete():
+            if here and self._folder.holder() is None and not self._complete():
                 self._say("the first pod is gone, and the run's end is not recorded")
                 return PEER_DIED
             if time.monotonic() > deadline:
                 self._say(f"the first pod has not recorded the run's end within {ENDING_SECONDS:g} s")
                 return PEER_DIED
-            if self._stopped_within(_LOOK_SECONDS):
+            if self._stopped_within(_LOOK_SECONDS if here else _LOOK_ELSEWHERE_SECONDS):
                 return RESUME_ME
         return DONE
+
+    def _complete(self) -> bool:
+        """As far as the journal says; rank 0 says what may be wrong with that."""
+        entries = scan_journal(self._folder.journal).entries or self._kept.entries()
+        return observe(entries, False).outcome == "Complete"
 
     # Signals
 
@@ -246,11 +256,6 @@ def _runs(data: Path, say: Callable[[str], None]) -> Path:
         f"claim there to keep them"
     )
     return temporary
-
-
-def _complete(folder: RunFolder) -> bool:
-    """As far as the journal says; rank 0 says what may be wrong with that."""
-    return observe(scan_journal(folder.journal).entries, False).outcome == "Complete"
 
 
 def _bury(ours: set[int]) -> None:
