@@ -59,7 +59,7 @@ async def _measured(server: ClusterServer, folder: Path) -> None:
             release.cluster.calls.clear()
             await asyncio.to_thread(server.wipe)
             wiped = time.monotonic()
-            await scene.until(lambda: scene.conditions("Entered") == {"Unknown"}, "that it is away")
+            await scene.until(lambda: scene.conditions("Served") == {"Unknown"}, "that it is away")
             said = time.monotonic() - wiped
             await scene.until(lambda: time.monotonic() - wiped > AWAY_SECONDS, "")
             meanwhile = len(scene.entries) - entries

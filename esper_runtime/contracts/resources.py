@@ -219,13 +219,17 @@ class BlueprintPhase(StrEnum):
 
 
 class BlueprintCondition(StrEnum):
-    """Types of a blueprint's conditions."""
+    """Types of a blueprint's conditions.
 
-    ACCEPTED = "Accepted"
-    ENTERED = "Entered"
-    SERVED = "Served"
-    VALIDATED = "Validated"
+    Evaluated says that the tests are over, its reason how they ended. Served says what the others cannot:
+    whether the library offers it, and whether pools make its kernels.
+    """
+
+    VALID = "Valid"
+    COMPILED = "Compiled"
+    EVALUATED = "Evaluated"
     QUARANTINED = "Quarantined"
+    SERVED = "Served"
 
 
 class Score(ContractModel):
@@ -278,6 +282,7 @@ class KernelCondition(StrEnum):
     KEPT = "Kept"
     COMPILED = "Compiled"
     VALIDATED = "Validated"
+    REJECTED = "Rejected"
     QUARANTINED = "Quarantined"
 
 

@@ -151,13 +151,13 @@ def plan_blueprint(
     before = seen.before
     there = library.state is LibraryState.THERE
     kernels = library.kernels if there and seen.graph is not None else ()
-    found: dict[str, Verdict] = {BlueprintCondition.ACCEPTED: _accepted(seen)}
+    found: dict[str, Verdict] = {BlueprintCondition.VALID: _valid(seen)}
     counts = dict(before.kernels)
     summary, score = before.kernels_summary, before.score
     if seen.graph is not None and library.state is not LibraryState.UNASKED:
-        found[BlueprintCondition.ENTERED] = _entered(seen, library)
-        found[BlueprintCondition.SERVED] = _served(seen, kernels, places)
+        found[BlueprintCondition.SERVED] = _offered(library) or _served(seen, kernels, places)
     if there and seen.graph is not None:
+        found[BlueprintCondition.COMPILED] = _compiled(seen, library)
         found |= _judged(seen, library)
         counted = Counter(record.state for record in kernels)
         counts = {state.value: counted[state] for state in KernelState if counted[state]}
@@ -240,11 +240,12 @@ def _actions(seen: BlueprintSeen, library: LibraryFacts, places: Workplaces) -> 
     return [Wish(spec) for spec in wanted if spec.kernel_id not in known]
 
 
-def _accepted(seen: BlueprintSeen) -> Verdict:
+def _valid(seen: BlueprintSeen) -> Verdict:
     return Verdict("False", "Invalid", seen.refusal) if seen.graph is None else Verdict("True", "Valid")
 
 
-def _entered(seen: BlueprintSeen, library: LibraryFacts) -> Verdict:
+def _offered(library: LibraryFacts) -> Verdict | None:
+    """Why the library does not offer it; None where it does."""
     if library.state is LibraryState.NONE:
         return Verdict(
             "False", "NoBus", "the release has no bus, and so no library; set nats.deploy or nats.url"
@@ -260,14 +261,7 @@ def _entered(seen: BlueprintSeen, library: LibraryFacts) -> Verdict:
         return Verdict("False", "Entering", "it is not in the library yet")
     if library.entry.archived is not None:
         return Verdict("False", "Archived", f"archived: {library.entry.archived}")
-    before = {condition.type: condition for condition in seen.before.conditions}
-    last = before.get(BlueprintCondition.ENTERED)
-    again = seen.before.library not in (None, library.incarnation)
-    same = last is not None and last.reason == "EnteredAgain" and seen.before.library == library.incarnation
-    if again or same:
-        text = "the library had lost its storage; it was entered again, and its kernels are made again"
-        return Verdict("True", "EnteredAgain", text)
-    return Verdict("True", "Entered")
+    return None
 
 
 def _served(seen: BlueprintSeen, kernels: Sequence[KernelRecord], places: Workplaces) -> Verdict:
@@ -305,6 +299,29 @@ _OPEN = frozenset(
 )
 
 
+def _compiled(seen: BlueprintSeen, library: LibraryFacts) -> Verdict:
+    kernels = library.kernels
+    made = sum(record.digest is not None for record in kernels)
+    if made:
+        return Verdict("True", "Compiled", f"{made} of {len(kernels)} kernels")
+    last = next((c for c in seen.before.conditions if c.type == BlueprintCondition.COMPILED), None)
+    lost = seen.before.library not in (None, library.incarnation)
+    if lost or (last is not None and last.reason == "MadeAgain"):
+        text = "the library had lost its storage: it is entered again, and its kernels are made again"
+        return Verdict("False", "MadeAgain", text)
+    failed = next((r for r in kernels if r.state is KernelState.REJECTED), None)
+    if failed is not None and not any(record.state in _OPEN for record in kernels):
+        return Verdict("False", "Rejected", f"{failed.kernel}: {failed.reason}")
+    return Verdict("False", "Compiling", "its kernels are being made") if kernels else _without_kernels(seen)
+
+
+def _without_kernels(seen: BlueprintSeen) -> Verdict:
+    if seen.slots is not None and not seen.slots:
+        text = "it fits no slots of usual widths; kernels are made for the runs whose slots it fits"
+        return Verdict("Unknown", "NoUsualSlots", text)
+    return Verdict("Unknown", "NoKernels", "no kernel of it was asked for yet")
+
+
 def _judged(seen: BlueprintSeen, library: LibraryFacts) -> dict[str, Verdict]:
     kernels = library.kernels
     counted = Counter(record.state for record in kernels)
@@ -315,17 +332,15 @@ def _judged(seen: BlueprintSeen, library: LibraryFacts) -> dict[str, Verdict]:
     if passed:
         verdict = Verdict("True", "Validated", f"{passed} of {len(kernels)} kernels")
     elif bad is not None and not any(r.state in _OPEN for r in kernels):
-        verdict = Verdict("False", "Quarantined", f"{bad.kernel}: {bad.reason}")
+        verdict = Verdict("True", "Quarantined", f"{bad.kernel}: {bad.reason}")
     elif rejected is not None and counted[KernelState.REJECTED] == len(kernels):
-        verdict = Verdict("False", "Rejected", f"{rejected.kernel}: {rejected.reason}")
+        tested = any(record.digest is not None for record in kernels)
+        verdict = Verdict("True" if tested else "False", "Rejected", f"{rejected.kernel}: {rejected.reason}")
     elif kernels:
         verdict = Verdict("False", "Forging", "its kernels are being made and tested")
-    elif seen.slots is not None and not seen.slots:
-        text = "it fits no slots of usual widths; kernels are made for the runs whose slots it fits"
-        verdict = Verdict("Unknown", "NoUsualSlots", text)
     else:
-        verdict = Verdict("Unknown", "NoKernels", "no kernel of it was asked for yet")
-    found[BlueprintCondition.VALIDATED] = verdict
+        verdict = _without_kernels(seen)
+    found[BlueprintCondition.EVALUATED] = verdict
     before = {condition.type for condition in seen.before.conditions}
     if bad is not None:
         found[BlueprintCondition.QUARANTINED] = Verdict("True", "Quarantined", f"{bad.kernel}: {bad.reason}")
@@ -337,13 +352,17 @@ def _judged(seen: BlueprintSeen, library: LibraryFacts) -> dict[str, Verdict]:
 def _phase(conditions: Sequence[Condition], has_kernels: bool) -> BlueprintPhase:
     """One word, from the conditions."""
     by_type = {condition.type: condition for condition in conditions}
-    accepted, validated = by_type.get("Accepted"), by_type.get("Validated")
-    if accepted is not None and accepted.status == "False":
+    valid, evaluated = by_type.get(BlueprintCondition.VALID), by_type.get(BlueprintCondition.EVALUATED)
+    if valid is not None and valid.status == "False":
         return BlueprintPhase.INVALID
-    if validated is not None and validated.status == "True":
-        return BlueprintPhase.VALIDATED
-    reason = "" if validated is None else validated.reason
-    words = {"Quarantined": BlueprintPhase.QUARANTINED, "Rejected": BlueprintPhase.REJECTED}
-    if reason in words:
-        return words[reason]
+    phase = _ENDS.get("" if evaluated is None else evaluated.reason)
+    if phase is not None:
+        return phase
     return BlueprintPhase.FORGING if has_kernels else BlueprintPhase.PENDING
+
+
+_ENDS = {
+    phase.value: phase
+    for phase in (BlueprintPhase.VALIDATED, BlueprintPhase.REJECTED, BlueprintPhase.QUARANTINED)
+}
+"""Phases that are the reason for which a blueprint is Evaluated."""

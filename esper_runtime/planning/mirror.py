@@ -132,10 +132,14 @@ def _found(record: KernelRecord, before: Collection[str]) -> dict[str, Verdict]:
         found[KernelCondition.VALIDATED] = Verdict("False", state.value, record.reason)
     else:
         found[KernelCondition.VALIDATED] = Verdict("Unknown", state.value, "it is to be tested")
-    if state is KernelState.QUARANTINED:
-        found[KernelCondition.QUARANTINED] = Verdict("True", "Quarantined", record.reason)
-    elif KernelCondition.QUARANTINED in before:
-        found[KernelCondition.QUARANTINED] = Verdict("False", "NotQuarantined")
+    for kind, bad in (
+        (KernelCondition.REJECTED, KernelState.REJECTED),
+        (KernelCondition.QUARANTINED, KernelState.QUARANTINED),
+    ):
+        if state is bad:
+            found[kind] = Verdict("True", kind.value, record.reason)
+        elif kind in before:
+            found[kind] = Verdict("False", f"Not{kind.value}")
     return found
 
 

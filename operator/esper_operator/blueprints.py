@@ -324,8 +324,8 @@ def _transition(before: Object, after: Object) -> Notice | None:
     if phase in (None, before.get("phase")):
         return None
     by_type = {item["type"]: item for item in after["conditions"]}
-    kind = "Accepted" if phase == "Invalid" else "Validated"
-    said = by_type.get(kind) or by_type.get("Entered") or by_type["Accepted"]
+    kind = "Valid" if phase == "Invalid" else "Evaluated"
+    said = by_type.get(kind) or by_type.get("Served") or by_type["Valid"]
     identity = f"{phase}-{said['lastTransitionTime']}-{after.get('library', '')}"
     bad = phase in ("Invalid", "Rejected", "Quarantined")
     return Notice(identity, str(phase), said.get("message") or str(phase), bad)

@@ -31,7 +31,13 @@ def test_a_blueprint_applied_by_hand_is_forged_and_validated_without_any_run() -
     (kernel,) = world.library.kernels.values()
     assert kernel.spec.toolchain == FACTS.toolchains[kernel.spec.pipeline]
     assert kernel.spec.target == FACTS.target
-    assert [item["status"] for item in status["conditions"]] == ["True"] * 4
+    said = [(item["type"], item["status"], item["reason"]) for item in status["conditions"]]
+    assert said == [
+        ("Valid", "True", "Valid"),
+        ("Compiled", "True", "Compiled"),
+        ("Evaluated", "True", "Validated"),
+        ("Served", "True", "Served"),
+    ]
     told = [event["reason"] for event in world.cluster.of(EVENT)]
     assert told == ["Pending", "Forging", "Validated"]
 
@@ -77,11 +83,11 @@ def test_a_graph_that_cannot_work_is_refused_with_what_where_and_how_to_mend(spo
     world.apply(body)
     world.settle()
     assert world.status()["phase"] == "Invalid"
-    accepted = world.condition("Accepted")
-    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
-    assert accepted["message"].startswith("spec.graph: ")
-    assert words in accepted["message"]
-    assert "under another name" in accepted["message"]
+    valid = world.condition("Valid")
+    assert (valid["status"], valid["reason"]) == ("False", "Invalid")
+    assert valid["message"].startswith("spec.graph: ")
+    assert words in valid["message"]
+    assert "under another name" in valid["message"]
     assert world.library.entries == {}
     assert world.jobs() == []
 
@@ -109,7 +115,7 @@ def test_a_new_resource_brings_back_what_a_deletion_has_archived_but_not_what_a_
     world.library.entries[ID] = archived
     world.settle()
     assert world.library.entries[ID] == archived
-    assert world.condition("Entered")["message"] == "archived: of no use"
+    assert world.condition("Served")["message"] == "archived: of no use"
 
 
 def test_absence_orders_nothing() -> None:
@@ -161,7 +167,7 @@ def test_while_the_library_is_away_the_status_says_so_and_stays_and_a_deletion_i
     world.relist()
     world.look()
     assert world.status()["phase"] == "Validated"
-    assert (world.condition("Entered")["status"], world.condition("Entered")["reason"]) == (
+    assert (world.condition("Served")["status"], world.condition("Served")["reason"]) == (
         "Unknown",
         "LibraryAway",
     )
@@ -181,12 +187,12 @@ def test_after_the_bus_was_wiped_the_same_ids_are_made_again_and_no_resource_is_
     world.cluster.calls.clear()
     world.look()
     assert world.status()["phase"] == "Forging"
-    entered = world.condition("Entered")
-    assert (entered["status"], entered["reason"]) == ("True", "EnteredAgain")
+    compiled = world.condition("Compiled")
+    assert (compiled["status"], compiled["reason"]) == ("False", "MadeAgain")
     world.settle()
     assert (world.library.records().keys(), world.kernels()) == before
     assert world.status()["phase"] == "Validated"
-    assert world.condition("Entered")["reason"] == "EnteredAgain"
+    assert world.condition("Compiled")["status"] == "True"
     gone = [call for call in world.cluster.calls if call.verb == "delete" and call.kind != "Job"]
     assert gone == []
 
@@ -201,10 +207,26 @@ def test_rejected_and_quarantined_kernels_show_with_their_reasons() -> None:
     world.library.settle(kernel, KernelState.REJECTED, "exact: no")
     world.look()
     assert world.status()["phase"] == "Rejected"
+    evaluated = world.condition("Evaluated")
+    assert (evaluated["status"], evaluated["reason"]) == ("True", "Rejected")
+    assert evaluated["message"] == f"{kernel}: exact: no"
     assert world.condition("Quarantined")["status"] == "False"
     world.library.settle(kernel, KernelState.VALIDATED)
     world.look()
     assert (world.status()["phase"], world.status()["kernels"]) == ("Validated", {"Validated": 1})
+
+
+def test_a_blueprint_whose_kernel_nobody_could_make_is_rejected_without_being_evaluated() -> None:
+    world = applied()
+    (kernel,) = world.library.kernels
+    world.library.settle(kernel, KernelState.REJECTED, "given up after 3 workers")
+    world.library.kernels[kernel] = world.library.kernels[kernel].model_copy(update={"digest": None})
+    world.look()
+    assert world.status()["phase"] == "Rejected"
+    for kind in ("Compiled", "Evaluated"):
+        said = world.condition(kind)
+        assert (said["status"], said["reason"]) == ("False", "Rejected")
+        assert said["message"] == f"{kernel}: given up after 3 workers"
 
 
 def test_a_score_stands_in_the_status_once_two_trainings_have_reported() -> None:
@@ -273,7 +295,7 @@ def test_a_release_without_a_bus_says_so() -> None:
     world = ForgeWorld(bus=False)
     world.apply(blueprint())
     world.passes()
-    assert world.condition("Entered")["reason"] == "NoBus"
+    assert world.condition("Served")["reason"] == "NoBus"
     assert world.status()["phase"] == "Pending"
 
 

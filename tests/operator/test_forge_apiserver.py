@@ -166,10 +166,10 @@ def test_forty_blueprints_are_accepted_bad_ones_refused_and_another_operator_wri
                 await reaches(api, f"good-{number}", "Forging")
             for number, (_, words) in enumerate(_REFUSED_BY_THE_CHECK):
                 found = await reaches(api, f"wrong-{number}", "Invalid")
-                accepted = found["conditions"][0]
-                assert (accepted["type"], accepted["status"]) == ("Accepted", "False")
-                assert words in accepted["message"]
-                assert "apply the mended one" in accepted["message"]
+                valid = found["conditions"][0]
+                assert (valid["type"], valid["status"]) == ("Valid", "False")
+                assert words in valid["message"]
+                assert "apply the mended one" in valid["message"]
 
             async def staffed() -> bool:
                 return {"tezzeret", "urabrask"} <= nodes.most.keys()

@@ -71,6 +71,25 @@ def test_a_kernel_that_the_library_has_lost_stays_and_says_so() -> None:
     assert (kept["status"], kept["reason"]) == ("False", "Lost")
 
 
+def test_a_kernel_that_was_rejected_or_failed_in_trainings_says_so_until_it_is_no_longer_so() -> None:
+    world = ForgeWorld()
+    world.apply(blueprint())
+    world.settle()
+    (kernel,) = world.library.kernels
+
+    def conditions() -> dict[str, str]:
+        (body,) = world.cluster.of(KERNEL)
+        return {item["type"]: item["status"] for item in body["status"]["conditions"]}
+
+    assert conditions() == {"Kept": "True", "Compiled": "True", "Validated": "True"}
+    for state in (KernelState.REJECTED, KernelState.QUARANTINED):
+        world.library.settle(kernel, state, "why")
+        world.settle()
+        assert conditions()["Validated"] == "False"
+        assert conditions()[state.value] == "True"
+    assert conditions()["Rejected"] == "False"
+
+
 def test_what_somebody_changed_or_removed_by_hand_is_put_right() -> None:
     world = ForgeWorld()
     world.apply(blueprint())

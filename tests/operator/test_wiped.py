@@ -48,12 +48,12 @@ async def _wiped(server: ClusterServer, place: Path) -> None:
             await until(lambda: bridge.counts().journal == 2, "the copy of the journal")
             release.cluster.calls.clear()
             await asyncio.to_thread(server.wipe)
-            await until(lambda: entered(release) == {("Unknown", "LibraryAway")}, "that it is away")
+            await until(lambda: served(release) == {("Unknown", "LibraryAway")}, "that it is away")
             assert validated(release), "what was known last stays"
             journal.grow(3)
             await asyncio.to_thread(server.start)
             await until(lambda: release.office.incarnation != incarnation, "another library")
-            while not (validated(release) and entered(release) == {("True", "EnteredAgain")}):
+            while not (validated(release) and told(release) == {release.office.incarnation}):
                 for name in NAMES:  # nothing is said to be validated that is not, in this library
                     status = release.status(BLUEPRINT, name)
                     if status["library"] == release.office.incarnation and status["phase"] == "Validated":
@@ -82,13 +82,18 @@ def validated(release: Release) -> bool:
     return all(release.status(BLUEPRINT, name).get("phase") == "Validated" for name in NAMES)
 
 
-def entered(release: Release) -> set[tuple[str, str]]:
-    """Status and reason of the condition Entered of all blueprints."""
+def told(release: Release) -> set[str]:
+    """The libraries that blueprints are said to be entered in."""
+    return {release.status(BLUEPRINT, name)["library"] for name in NAMES}
+
+
+def served(release: Release) -> set[tuple[str, str]]:
+    """Status and reason of the condition Served of all blueprints."""
     return {
         (item["status"], item["reason"])
         for name in NAMES
         for item in release.status(BLUEPRINT, name)["conditions"]
-        if item["type"] == "Entered"
+        if item["type"] == "Served"
     }
 
 
