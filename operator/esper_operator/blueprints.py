@@ -4,10 +4,11 @@ Deleting the resource archives the blueprint in the library: only a deletion tha
 that was known, and only once no other resource has the same graph. That one is absent orders nothing.
 """
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,8 +49,8 @@ LOOK_AGAIN = 5.0
 """Seconds until the library is asked again whether it has taken in what was said."""
 AWAY_SECONDS = 10.0
 """A library that does not answer for so long is said to be away."""
-WISH_SECONDS = 30.0
-"""A wish that was made is not made again so soon, though it is not seen yet."""
+SAID_SECONDS = 30.0
+"""What was said to the library is not said again so soon, though it is not seen there yet."""
 _ORIGIN = 128
 """Characters of an entry's origin at most."""
 _SYSTEM = frozenset(origin.value for origin in Origin if origin is not Origin.USER)
@@ -106,7 +107,8 @@ class Blueprints:
         self._departed: dict[BlueprintKey, list[_Departed]] = {}
         self._told: dict[BlueprintKey, object] = {}
         self._away_since: float | None = None
-        self._wished: dict[str, tuple[str | None, float]] = {}
+        self._said: dict[str, tuple[str | None, float]] = {}
+        """What was said to which library, and when: ids of graphs and kernels."""
         self._index: tuple[object, dict[str, list[KernelRecord]]] = (None, {})
 
     def stale(self) -> list[BlueprintKey]:
@@ -219,18 +221,41 @@ class Blueprints:
         assert read.graph is not None
         for action in plan.actions:
             match action:
-                case Enter(reinstate=reinstate):
-                    _log.info("%s: entered in the library as %s", key, read.id)
-                    origin = f"{key.namespace}/{key.name}"[:_ORIGIN]
-                    await self._office.enter(read.graph, origin, reinstate=reinstate)
-                case Wish(spec):
-                    kernel, library = spec.kernel_id, self._office.incarnation
-                    said = self._wished.get(kernel)
-                    if said is not None and said[0] == library and self._clock() - said[1] < WISH_SECONDS:
+                case Enter(identity, reinstate):
+                    if not self._is_new(identity):
                         continue
-                    if await self._office.wish(spec):
-                        _log.info("%s: kernel %s is wished for", key, kernel)
-                    self._wished[kernel] = library, self._clock()
+                    origin = f"{key.namespace}/{key.name}"[:_ORIGIN]
+                    with self._unsaid_if_lost(identity):
+                        await self._office.enter(read.graph, origin, reinstate=reinstate)
+                    _log.info("%s: entered in the library as %s", key, identity)
+                case Wish(spec):
+                    kernel = spec.kernel_id
+                    if not self._is_new(kernel):
+                        continue
+                    with self._unsaid_if_lost(kernel):
+                        if await self._office.wish(spec):
+                            _log.info("%s: kernel %s is wished for", key, kernel)
+
+    def _is_new(self, identity: str) -> bool:
+        """Whether something was not said to this library just now; from here on it was.
+
+        Before it is said: another resource with the same graph may be looked at meanwhile.
+        """
+        assert self._office is not None
+        library, now = self._office.incarnation, self._clock()
+        said = self._said.get(identity)
+        if said is not None and said[0] == library and now - said[1] < SAID_SECONDS:
+            return False
+        self._said[identity] = library, now
+        return True
+
+    @contextlib.contextmanager
+    def _unsaid_if_lost(self, identity: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._said.pop(identity, None)
+            raise
 
     async def _archive_departed(self, key: BlueprintKey) -> None:
         for gone in list(self._departed.get(key, ())):
@@ -255,6 +280,7 @@ class Blueprints:
         entry = self._office.blueprints().get(gone.id)
         if entry is None or entry.archived is not None or entry.origin in _SYSTEM:
             return
+        self._said.pop(gone.id, None)  # a new resource brings it back at once
         await self._office.archive(gone.id, f"{DELETED}{key.namespace}/{key.name}")
         _log.info("%s: archived, as its last resource was deleted", gone.id)
 

@@ -53,15 +53,17 @@ class MemoryLibrary:
         self.kernels: dict[str, KernelRecord] = {}
         self.said: list[FieldReport] = []
         self.entered: Counter[str] = Counter()
+        self.hidden: set[str] = set()
+        """Ids of what it has taken in and does not show yet."""
         self.ignored: Counter[Fault] = Counter()
         self.ignored_of_runs: Counter[str] = Counter()
         self._cluster = cluster
 
     def blueprints(self) -> Mapping[str, BlueprintEntry]:
-        return dict(self.entries)
+        return {name: entry for name, entry in self.entries.items() if name not in self.hidden}
 
     def records(self) -> Mapping[str, KernelRecord]:
-        return dict(self.kernels)
+        return {name: record for name, record in self.kernels.items() if name not in self.hidden}
 
     def reports(self) -> list[FieldReport]:
         return self.said

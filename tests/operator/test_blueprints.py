@@ -9,7 +9,7 @@ from esper_operator.kube import BLUEPRINT, EVENT
 from esper_operator.pools import Pool
 from esper_operator.settings import Settings
 from esper_runtime.blueprint import canonical_id, catalogue
-from esper_runtime.contracts import FieldReport, KernelState, Origin
+from esper_runtime.contracts import BusError, FieldReport, KernelState, Origin
 from tests.operator.forge_world import FACTS, MLP, POOL, ForgeWorld, blueprint
 
 ID = canonical_id(MLP)
@@ -195,6 +195,55 @@ def test_after_the_bus_was_wiped_the_same_ids_are_made_again_and_no_resource_is_
     assert world.condition("Compiled")["status"] == "True"
     gone = [call for call in world.cluster.calls if call.verb == "delete" and call.kind != "Job"]
     assert gone == []
+
+
+def test_what_the_library_does_not_show_yet_is_said_once_and_again_only_after_a_while() -> None:
+    world = applied()
+    graph = catalogue()["mlp-4"]
+    world.library.hidden.add(canonical_id(graph))
+
+    def said(verb: str) -> int:
+        return sum(call.verb == verb for call in world.cluster.calls)
+
+    def look(seconds: float) -> None:
+        world.now += seconds
+        world.forge.look_at_all()
+        world.look()
+
+    enters = said("enter")
+    for name in ("one", "two"):  # the same graph, in two resources
+        world.apply(blueprint(name, graph))
+    for _ in range(3):
+        look(1)
+    assert said("enter") == enters + 1
+    look(30)
+    assert said("enter") == enters + 2
+    known, wishes = set(world.library.kernels), said("wish")
+    world.library.hidden.clear()
+    world.look()
+    world.library.hidden |= set(world.library.kernels) - known
+    assert world.library.hidden
+    for _ in range(3):
+        look(1)
+    assert said("wish") == wishes + 1
+
+
+def test_what_the_library_did_not_take_is_said_again_at_once() -> None:
+    world = ForgeWorld()
+    taken = world.library.enter
+    refusals = [BusError("the bus is away")]
+
+    async def enter(*given: Any, **how: Any) -> str:
+        if refusals:
+            raise refusals.pop()
+        return await taken(*given, **how)
+
+    world.library.enter = enter  # type: ignore[method-assign]
+    world.apply(blueprint())
+    world.look()
+    assert refusals == []
+    world.look()
+    assert ID in world.library.entries
 
 
 def test_rejected_and_quarantined_kernels_show_with_their_reasons() -> None:
