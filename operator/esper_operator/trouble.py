@@ -71,7 +71,7 @@ def unschedulable(pod: str, said: str) -> str:
     elif "persistentvolumeclaim" in text or "volume" in text:
         remedy = (
             "see `kubectl describe pvc`: the cluster may have no default StorageClass; name one in the "
-            "release's storage.className, or give checkpoint.uri and output.uri"
+            "chart's values (runs.storageClassName), or give checkpoint.uri and output.uri"
         )
     elif "nvidia.com" in text:
         remedy = "lower the GPUs in spec.template.resources, or add nodes with GPUs"

@@ -9,7 +9,7 @@ import yaml
 from helm_python import HelmError, lint
 
 from esper_operator.main import command
-from esper_operator.settings import Settings
+from esper_operator.settings import Settings, bytes_of
 from esper_runtime.contracts import crd_documents
 from esper_runtime.planning import TARGET, WORKERS
 from tests.chart.rendering import CHART, NAMESPACE, ROOT, Document, find, objects, pods, rendered, rules
@@ -221,6 +221,31 @@ def test_the_notes_say_how_to_watch_and_what_stays() -> None:
     no_claim = rendered(VALUE_SETS["no-claim"])["esper/templates/NOTES.txt"]
     assert "emptyDir" in no_claim
     assert "claims of the bus" not in no_claim
+
+
+def test_the_notes_say_that_the_size_of_the_bus_counts_once_and_where_to_read_how_to_enlarge_it() -> None:
+    bigger = rendered({"nats": {"storage": {"kind": "Claim", "size": "20Gi"}}})["esper/templates/NOTES.txt"]
+    assert "Each server of the bus has 20Gi" in bigger
+    assert "counts at the first start only" in bigger
+    assert "docs/kubernetes.md (The bus's storage)" in bigger
+    assert "### The bus's storage" in (ROOT / "docs" / "kubernetes.md").read_text()
+    for name in ("no-claim", "own-bus"):
+        assert "first start only" not in rendered(VALUE_SETS[name])["esper/templates/NOTES.txt"]
+
+
+def test_operator_bus_and_a_worker_of_each_role_fit_on_a_node_of_two_cpus_and_4_gib() -> None:
+    """With room for what each cluster runs itself, and a training that asks for nothing."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    (pool,) = values["pools"]
+    asked = [values["operator"]["resources"]["requests"], values["nats"]["resources"]["requests"]]
+    asked += [pool["resources"]["requests"]] * sum(pool[role.value] for role in WORKERS)
+    assert sum(pool[role.value] for role in WORKERS) == 3
+    assert sum(_cpus(each["cpu"]) for each in asked) <= 1.2
+    assert sum(bytes_of(each["memory"]) for each in asked) <= 3.5 * 2**30
+
+
+def _cpus(quantity: str) -> float:
+    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
 
 
 def test_the_bus_waits_for_its_keys_and_keeps_its_data() -> None:
