@@ -200,6 +200,11 @@ class BlueprintSelector(ContractModel):
         included = any(fnmatchcase(name, glob) for glob in self.include)
         return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
+    @property
+    def allows_invented(self) -> bool:
+        """Whether any that Karn invents may be: ``karn-`` and 12 hex digits, tried with every first two."""
+        return any(self.allows(f"karn-{first:02x}5b0e93a7c4") for first in range(256))
+
 
 class TwinChoice(StrEnum):
     """Whether compiled twins run in place of seeds that were kept."""

@@ -198,7 +198,9 @@ class Checkpointing(ContractModel):
     """Checkpoints of the run."""
 
     uri: Uri | None = Field(
-        default=None, description="Where to; any URI that fsspec opens. Default: the run's own folder."
+        default=None,
+        description="Where to; any URI that fsspec opens. In an object store the journal is kept with them, "
+        "and the run goes on from there on any machine. Default: the run's own folder.",
     )
     every_steps: int | None = Field(default=None, ge=1, description="Default: a tenth of the run.")
     keep: int = Field(default=3, ge=1, le=1000, description="Newest checkpoints that are kept.")
@@ -295,6 +297,16 @@ class RunSpec(ContractModel):
     template: PodTemplate = Field(default=PodTemplate(), description="Kubernetes only: the training pods.")
     deadlines: Deadlines = Field(default=Deadlines(), description="Kubernetes only: time limits.")
     retry: Retry = Field(default=Retry(), description="Kubernetes only: what happens after failures.")
+
+    @model_validator(mode="after")
+    def _invents_what_it_may_plant(self) -> Self:
+        if self.innovation.enabled and not self.growth.blueprints.allows_invented:
+            raise ValueError(
+                "'innovation.enabled' is true, but 'growth.blueprints' allows no blueprint that is invented: "
+                "their names are 'karn-' and 12 hex digits; give 'karn-*' in 'growth.blueprints.include' and "
+                "not in 'exclude', or set 'innovation.enabled' to false"
+            )
+        return self
 
 
 KUBERNETES_ONLY = (

@@ -215,6 +215,8 @@ def _go(
     folder.keep_manifest(manifest)
     post = None if bridge is None else Post(bridge, run.metadata.name, folder.journal)
     library = library_link(run.metadata.name) if bridge is not None else None
+    if run.spec.innovation.enabled and library is None:
+        progress.say("spec.innovation.enabled is true, but this run has no bus: nothing is invented for it")
     observer: Observer = progress if bridge is None else Both(progress, BusObserver(bridge, entries, library))
     metrics = TrainingMetrics(entries, None if bridge is None else partial(_on_bus, bridge))
     if listen is not None:

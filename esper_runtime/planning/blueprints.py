@@ -82,12 +82,14 @@ class Workplaces:
     Attributes:
         sites: what the pools make kernels for, as far as they were asked.
         pools: names of the pools that make and test kernels.
+        inventing: names of those that invent blueprints too.
         unserved: targets with work that no pool serves.
         trouble: what keeps workers from working, reason and sentence, where it is known.
     """
 
     sites: tuple[WorkerFacts, ...] = ()
     pools: tuple[str, ...] = ()
+    inventing: tuple[str, ...] = ()
     unserved: frozenset[str] = frozenset()
     trouble: tuple[str, str] | None = None
 
@@ -181,8 +183,13 @@ def plan_blueprint(
     return BlueprintPlan(() if seen.mirrored else tuple(_actions(seen, library, places)), status)
 
 
-def served_runs(places: Workplaces) -> Verdict:
-    """Whether the pools make the kernels that runs want."""
+def served_runs(places: Workplaces, *, invents: bool = False) -> Verdict:
+    """Whether the pools make what a run wants.
+
+    Args:
+        places: where kernels are made.
+        invents: whether the run wants blueprints invented.
+    """
     if not places.pools:
         return Verdict(
             "False", "NoPool", f"{_NO_POOL}; until then runs get the kernels that are there already"
@@ -194,6 +201,13 @@ def served_runs(places: Workplaces) -> Verdict:
             f"kernels are wanted for {', '.join(sorted(places.unserved))}, which no pool serves (pools are "
             f"{', '.join(places.pools)}); a run on such nodes gets none until a pool for them is in the "
             "chart's values (pools)",
+        )
+    if invents and not places.inventing:
+        return Verdict(
+            "False",
+            "NoKarn",
+            "spec.innovation.enabled is true, and no pool of the release invents blueprints: give one in the "
+            "chart's values (pools) a karn of at least 1. Until then the run grows with what the library has",
         )
     return Verdict("True", "Served")
 

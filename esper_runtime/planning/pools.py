@@ -43,6 +43,11 @@ class PoolSeen:
         """Whether it both makes and tests kernels."""
         return all(self.limits.get(role, 0) > 0 for role in _FORGE)
 
+    @property
+    def invents(self) -> bool:
+        """Whether it invents blueprints too."""
+        return self.works and self.limits.get(Role.KARN, 0) > 0
+
 
 @dataclass(frozen=True)
 class WorkerSeen:

@@ -53,6 +53,7 @@ class JobSeen:
         suspended: whether it waits for admission.
         active: pods that are pending or running.
         ready: pods that are ready.
+        ending: whether all of it is decided, and its end is not said yet.
         ended: how it ended; None while it goes on.
         exit_code: of the container that ended it, where that is known.
         reason: the Job controller's word for the failure.
@@ -68,6 +69,7 @@ class JobSeen:
     suspended: bool = False
     active: int = 0
     ready: int = 0
+    ending: bool = False
     ended: JobEnd | None = None
     exit_code: int | None = None
     reason: str = ""
@@ -284,6 +286,9 @@ def _with_a_job(seen: RunSeen, job: JobSeen, attempt: int) -> RunPlan:
     if job.suspended:
         text = f"Kueue has not admitted the Job {job.name} yet; `kubectl describe workloads` says why"
         return RunPlan(tuple(actions), Standing.QUEUED, "WaitingForQuota", text, attempt, again)
+    if job.ready == 0 and job.ending:
+        text = "the pods have ended; the Job is about to say how"
+        return RunPlan(tuple(actions), Standing.RUNNING, "PodsEnded", text, attempt, again)
     if job.ready == 0:
         pending = seen.spec.spec.deadlines.pending_seconds
         waits = seen.now - job.created

@@ -15,6 +15,8 @@ from esper_runtime.contracts import ManifestError, MorphogeneticRun, canonical_j
 from esper_runtime.planning import JobEnd, JobSeen, RunSeen, shape_of
 
 _ENDED_PHASES = ("Succeeded", "Failed")
+_ENDING = frozenset({"SuccessCriteriaMet", "FailureTarget"})
+"""Conditions by which a Job says that it is about to end."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,22 @@ def job_facts(job: Object) -> JobFacts:
         suspended=bool((job.get("spec") or {}).get("suspend")),
         active=int(status.get("active") or 0),
         ready=int(status.get("ready") or 0),
+        ending=_is_ending(job),
         ended=ended,
         reason=str(ends[ended].get("reason", "")) if ended is not None else "",
     )
     return JobFacts(seen, str(notes.get(IDENTITY, "")), int(status.get("failed") or 0))
+
+
+def _is_ending(job: Object) -> bool:
+    """Whether all pods of a Job have done their work, or it has given up: its end is a second away."""
+    spec, status = job.get("spec") or {}, job.get("status") or {}
+    conditions = status.get("conditions") or ()
+    if any(item.get("type") in _ENDING and item.get("status") == "True" for item in conditions):
+        return True
+    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or ()
+    done = int(status.get("succeeded") or 0) + len(uncounted)
+    return done >= int(spec.get("completions") or 1)
 
 
 def pod_seen(pod: Object, container: str = CONTAINER) -> PodSeen:

@@ -29,7 +29,7 @@ from esper_operator.store import CHILD_KINDS, Store
 from esper_operator.sweep import BusSweep, due
 from esper_operator.writer import StatusWriter
 from esper_runtime.artifact import Trust, sign_with
-from esper_runtime.contracts import BusError, Role
+from esper_runtime.contracts import BusError, MorphogeneticRun, Role
 from esper_runtime.oona import BusKeeper
 from esper_runtime.planning import Verdict, served_runs
 
@@ -72,7 +72,7 @@ class Operator:
         self.forge = Forge(
             kube, self.writer, self.office, settings, owner, self.queue.add, self._blueprints_in_use
         )
-        self._served_before = self._served()
+        self._served_before = self._served(None)
         self.listed = False
         """Whether everything was listed once."""
 
@@ -170,15 +170,16 @@ class Operator:
 
     def _tell_runs(self) -> None:
         """Have the runs say it where pools serve other targets than before."""
-        served = self._served()
+        served = self._served(None)
         if served != self._served_before:
             self._served_before = served
             for run in self.store.runs():
                 self.queue.add(run)
 
-    def _served(self) -> Verdict | None:
-        """Whether the pools make kernels for the runs; None for a release without a bus."""
-        return None if self.office is None else served_runs(self.forge.places())
+    def _served(self, manifest: MorphogeneticRun | None) -> Verdict | None:
+        """Whether the pools make what a run wants; None for a release without a bus."""
+        invents = manifest is not None and manifest.spec.innovation.enabled
+        return None if self.office is None else served_runs(self.forge.places(), invents=invents)
 
     def _current(self, key: Key) -> Object | None:
         return self.store.run(key) if isinstance(key, RunKey) else self.forge.current(key)

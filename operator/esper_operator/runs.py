@@ -31,7 +31,7 @@ from esper_operator.status import Facts, parsed_status, status_of
 from esper_operator.store import Children, Store
 from esper_operator.trouble import OF_EVENTS, Trouble, trouble_of_error, trouble_of_events, trouble_of_pods
 from esper_operator.writer import StatusWriter
-from esper_runtime.contracts import BusError
+from esper_runtime.contracts import BusError, MorphogeneticRun
 from esper_runtime.planning import (
     CreateAttempt,
     CreateClaim,
@@ -86,7 +86,7 @@ class Runs:
         credentials: of the pods.
         settings: of the release.
         clock: seconds since the epoch.
-        served: whether the pools make kernels for runs; None for a release without a bus.
+        served: whether the pools make what a run wants; None for a release without a bus.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Runs:
         credentials: Credentials,
         settings: Settings,
         clock: Callable[[], float] = time.time,
-        served: Callable[[], Verdict | None] = lambda: None,
+        served: Callable[[MorphogeneticRun | None], Verdict | None] = lambda _: None,
     ) -> None:
         self._served = served
         self._kube, self._store, self._writer = kube, store, writer
@@ -324,7 +324,7 @@ class Runs:
             trouble,
             refusal,
             view.began_as,
-            self._served(),
+            self._served(view.read.manifest),
         )
         status = status_of(facts)
         notices: list[Notice] = []

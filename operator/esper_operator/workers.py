@@ -92,6 +92,7 @@ class Workers:
         return Workplaces(
             sites=tuple((plan.sites or {}).values()),
             pools=tuple(pool.name for pool in self._seen if pool.works),
+            inventing=tuple(pool.name for pool in self._seen if pool.invents),
             unserved=plan.unserved,
             trouble=None if trouble is None else (trouble.reason, trouble.message),
         )

@@ -182,3 +182,29 @@ def test_yaml_and_python_give_the_same_run(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     assert load_run(path) == parse_run(GOOD, "x")
+
+
+@pytest.mark.parametrize(
+    ("selector", "allowed"),
+    [
+        ({}, True),
+        ({"include": ["low-rank", "karn-*"]}, True),
+        ({"include": ["karn-0*"]}, True),
+        ({"include": ["low-rank", "mlp-*"]}, False),
+        ({"exclude": ["karn-*"]}, False),
+        ({"exclude": ["k*"]}, False),
+        ({"exclude": ["karn-[0-9]*"]}, True),
+        ({"exclude": ["karn-[0-9]*", "karn-[a-f]*"]}, False),
+    ],
+)
+def test_who_asks_for_inventions_must_allow_some(selector: dict[str, Any], allowed: bool) -> None:
+    data = changed("spec.growth.blueprints", selector)
+    assert parse_run(data, "run.yaml"), "who does not ask may exclude them"
+    data["spec"]["innovation"] = {"enabled": True}
+    if allowed:
+        assert parse_run(data, "run.yaml").spec.innovation.enabled
+    else:
+        said = refusal(data)
+        assert "spec" in said
+        assert "'growth.blueprints' allows no blueprint that is invented" in said
+        assert "give 'karn-*' in 'growth.blueprints.include'" in said

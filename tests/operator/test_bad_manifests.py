@@ -12,7 +12,7 @@ import pytest
 from benchmarks.control_plane import ControlPlane
 from esper_operator.kube import RUN, Object, RefusedError
 from esper_runtime.contracts import BUILTIN_HOSTS, BUILTIN_TASKS
-from tests.cli.manifests import changed
+from tests.cli.manifests import GOOD, changed
 from tests.contracts.test_crds import BAD_RUNS, CLAIM
 from tests.operator.world import World
 
@@ -39,6 +39,11 @@ UNSEEN: list[tuple[str, Any, str]] = [
     ("spec.host.builtin", "mpl", "spec.host.builtin: given 'mpl'; did you mean 'mlp'?"),
     ("spec.host.builtin", "resnet", "spec.host.builtin: given 'resnet'"),
     ("spec.task.builtin", "mnist", "spec.task.builtin: given 'mnist'; did you mean 'mnist1d'?"),
+    (
+        "spec",
+        GOOD["spec"] | {"innovation": {"enabled": True}, "growth": {"blueprints": {"exclude": ["karn-*"]}}},
+        "allows no blueprint that is invented",
+    ),
     ("spec.task.builtin", "imagenet-22k", "allowed: " + ", ".join(BUILTIN_TASKS)),
 ]
 REMEDIES = (

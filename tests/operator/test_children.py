@@ -182,7 +182,7 @@ def test_labels_of_the_template_do_not_replace_ours() -> None:
         ("/data/a", "/data/b", True),
     ],
 )
-def test_a_claim_is_made_unless_everything_goes_elsewhere(
+def test_a_claim_is_made_unless_everything_goes_to_object_stores(
     checkpoint: str | None, output: str | None, needed: bool
 ) -> None:
     spec = {

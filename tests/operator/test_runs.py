@@ -1,12 +1,28 @@
 """A run on a cluster, pass by pass: what is made, what is said, and what is left alone."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from esper_operator.kube import CLAIM, EVENT, JOB, POD, RUN, SECRET, SERVICE, Kind, Object, RefusedError
+from esper_operator.credentials import NoCredentials
+from esper_operator.kube import (
+    CLAIM,
+    EVENT,
+    JOB,
+    POD,
+    RUN,
+    SECRET,
+    SERVICE,
+    Kind,
+    KubeApi,
+    Object,
+    RefusedError,
+)
 from esper_operator.names import RunKey
+from esper_operator.pools import Pool
+from esper_operator.process import Operator
+from esper_operator.settings import Settings
 from esper_runtime.contracts import parse_run
 from esper_runtime.planning import Workplaces, served_runs
 from tests.operator.world import KEY, World, manifest
@@ -427,7 +443,7 @@ def test_a_run_that_is_gone_is_forgotten() -> None:
 def test_a_run_for_which_nobody_makes_kernels_says_so_until_somebody_does(places: Workplaces) -> None:
     world = World()
     served = [served_runs(places)]
-    world.process.runs._served = lambda: served[0]
+    world.process.runs._served = lambda _: served[0]
     world.apply()
     world.settle()
     condition = world.condition("Served")
@@ -437,3 +453,48 @@ def test_a_run_for_which_nobody_makes_kernels_says_so_until_somebody_does(places
     served[0] = served_runs(Workplaces(pools=("cpu",)))
     world.settle()
     assert world.condition("Served")["status"] == "True"
+
+
+@pytest.mark.parametrize(("asks", "karn", "reason"), [(True, 1, None), (True, 0, "NoKarn"), (False, 0, None)])
+def test_a_run_for_which_nobody_invents_though_it_asks_for_it_says_so(
+    asks: bool, karn: int, reason: str | None
+) -> None:
+    pool = Pool(name="cpu", device="cpu", karn=karn)
+    operator = Operator(Settings(pools=(pool,)), KubeApi(cast(Any, None)), NoCredentials())
+    operator.office = cast(Any, object())
+    world = World()
+    world.process.runs._served = operator._served
+    world.apply(innovation={"enabled": asks})
+    world.settle()
+    said = [item for item in world.status["conditions"] if item["type"] == "Served"]
+    assert [item["reason"] for item in said] == ([] if reason is None else [reason])
+    assert all("a karn of at least 1" in item["message"] for item in said)
+    assert world.status["phase"] == "Running"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"uncountedTerminatedPods": {"succeeded": ["p1"]}},
+        {"succeeded": 1},
+        {"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]},
+        {"failed": 1, "conditions": [{"type": "FailureTarget", "status": "True"}]},
+    ],
+)
+def test_between_the_end_of_the_pods_and_of_the_job_it_is_not_called_starting(said: Object) -> None:
+    world = running()
+    (job,) = world.cluster.of(JOB)
+    world.cluster.change(JOB, job["metadata"]["name"], "team", status={"active": 0, "ready": 0, **said})
+    world.process.one_pass()
+    assert world.status["phase"] == "Running"
+    assert world.condition("Running")["reason"] == "PodsEnded"
+
+
+def test_while_one_of_two_pods_is_replaced_it_is_starting_though_the_other_is_done() -> None:
+    world = running(training={"steps": 60, "batchSize": 64, "workers": {"count": 2}})
+    (job,) = world.cluster.of(JOB)
+    world.cluster.change(
+        JOB, job["metadata"]["name"], "team", status={"active": 1, "ready": 0, "succeeded": 1}
+    )
+    world.process.one_pass()
+    assert world.status["phase"] == "Starting"

@@ -86,7 +86,11 @@ def test_a_job_of_an_earlier_run_of_this_name_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("change", "standing"),
-    [({"suspended": True, "active": 0, "ready": 0}, Standing.QUEUED), ({"ready": 0}, Standing.PENDING)],
+    [
+        ({"suspended": True, "active": 0, "ready": 0}, Standing.QUEUED),
+        ({"ready": 0}, Standing.PENDING),
+        ({"ready": 0, "active": 0, "ending": True}, Standing.RUNNING),  # and not starting, at its end
+    ],
 )
 def test_a_job_that_does_not_train_yet(change: dict[str, Any], standing: Standing) -> None:
     assert plan_run(with_job(**change)).standing is standing
