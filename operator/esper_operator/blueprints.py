@@ -1,7 +1,8 @@
 """The pass over one blueprint that a person has applied: observe, plan, carry out, say.
 
-Deleting the resource archives the blueprint in the library: only a deletion that was seen does, of a resource
-that was known, and only once no other resource has the same graph. That one is absent orders nothing.
+Deleting the resource archives the blueprint in the library: only a deletion that was seen does, and only once
+no other resource has the same graph. That one is absent orders nothing. What a process before this one did
+not live to carry out is told again by the API server, for as long as it remembers (`Forge.catch_up`).
 """
 
 import contextlib
@@ -149,6 +150,11 @@ class Blueprints:
         read = read_blueprint(body)
         if read.id is not None and self.is_peoples(body):
             self._departed.setdefault(key, []).append(_Departed(body["metadata"]["uid"], read.id))
+
+    @property
+    def is_departing(self) -> bool:
+        """Whether a deletion that was seen is not carried out yet."""
+        return bool(self._departed)
 
     def is_anybodys(self, identity: str) -> bool:
         """Whether a person's resource has this graph."""

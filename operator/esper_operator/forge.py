@@ -1,11 +1,24 @@
 """The forge's side of the operator: blueprints, kernels and workers, woken by events and by the library."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from esper_operator.blueprints import Blueprints
-from esper_operator.kube import BLUEPRINT, JOB, KERNEL, POD, Kind, Kube, Listed, Object
+from esper_operator.deletions import Deletions
+from esper_operator.kube import (
+    BLUEPRINT,
+    JOB,
+    KERNEL,
+    POD,
+    ExpiredError,
+    Kind,
+    Kube,
+    KubeError,
+    Listed,
+    Object,
+)
 from esper_operator.mirror import Mirror
 from esper_operator.names import POOL_LABEL, BlueprintKey, ForgeKey, Key, shows_library
 from esper_operator.objects import Objects
@@ -16,6 +29,8 @@ from esper_operator.writer import StatusWriter
 from esper_runtime.planning import Workplaces
 
 KINDS = (BLUEPRINT, KERNEL, JOB, POD)
+AGAIN = 5.0
+"""Seconds before the API server is asked again for what it could not say."""
 GATHER_SECONDS = 0.3
 """What comes within such a time is looked at together."""
 SHOW_SECONDS = 2.0
@@ -50,7 +65,8 @@ class Forge:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.objects = Objects()
-        self._add, self._office = add, office
+        self.deletions = Deletions()
+        self._kube, self._add, self._office = kube, add, office
         self._work = ForgeKey(settings.namespace, "workers")
         self._show = ForgeKey(settings.namespace, "mirror")
         self.workers = Workers(
@@ -86,6 +102,8 @@ class Forge:
             return
         head = body["metadata"]
         key = BlueprintKey(head["namespace"], head["name"])
+        if kind is BLUEPRINT:
+            self.deletions.hear(head.get("resourceVersion"))
         if what == "DELETED":
             known = self.objects.remove(kind, head["namespace"], head["name"], head["uid"])
             if known is None:
@@ -101,9 +119,47 @@ class Forge:
     def replace(self, kind: Kind, listed: Listed, namespace: str | None) -> None:
         """Take in a complete list; of what is missing in it nothing is concluded."""
         items = [body for body in listed.items if concerns(kind, body)]
+        if kind is BLUEPRINT:
+            self.deletions.hear(listed.version)
         for place in self.objects.replace(kind, Listed(items, listed.version), namespace):
             if kind is BLUEPRINT:
                 self._add(BlueprintKey(*place), 0.0)
+
+    def mark(self) -> str:
+        """The version of the blueprints from which another process goes on with deletions."""
+        return self.deletions.mark(not self.blueprints.is_departing)
+
+    async def catch_up(self, since: str, namespaces: Collection[str] = ()) -> None:
+        """Carry out deletions that a process before this one has not carried out: the API server tells them.
+
+        What it does not tell any more orders nothing.
+
+        Args:
+            since: the mark that the process before has left; empty where there is none.
+            namespaces: that are watched; none: all.
+        """
+        for namespace in namespaces or (None,):
+            if since:
+                await self._catch_up(since, namespace)
+        self.deletions.begin()
+
+    async def _catch_up(self, since: str, namespace: str | None) -> None:
+        while True:
+            try:
+                gone = await self._kube.deleted(BLUEPRINT, namespace, since)
+                break
+            except ExpiredError as error:
+                _log.info("deletions of blueprints since version %s are not known any more: %s", since, error)
+                return
+            except KubeError as error:
+                _log.warning("deletions of blueprints cannot be asked for yet: %s", error)
+                await asyncio.sleep(AGAIN)
+        for body in gone:
+            head = body["metadata"]
+            key = BlueprintKey(head["namespace"], head["name"])
+            self.objects.remove(BLUEPRINT, head["namespace"], head["name"], head["uid"])
+            self.blueprints.depart(key, body)
+            self._add(key, 0.0)
 
     def look_at_all(self) -> None:
         """Have everything looked at again."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -23,6 +23,8 @@ Propagation = Literal["Foreground", "Background", "Orphan"]
 FIELD_MANAGER = "esper-operator"
 TIMEOUT = 15.0
 """Seconds that one call may take."""
+LOOK_BACK = 2
+"""Seconds that the API server is given to tell what has happened since a version."""
 PAGE = 200
 """Objects in one answer to a list: what is decoded of them at a time is what a process is large by."""
 
@@ -84,6 +86,10 @@ class NotThereError(KubeError):
     """There is no such object."""
 
 
+class ExpiredError(KubeError):
+    """The server does not know any more what has happened since that version."""
+
+
 class RefusedError(KubeError):
     """The server refuses the object or the deed, and would again."""
 
@@ -133,6 +139,12 @@ class Kube(Protocol):
         """Delete that very object; returns what is left of it for now.
 
         Where it is gone, or another one has its name, nothing happens.
+        """
+
+    async def deleted(self, kind: Kind, namespace: str | None, since: str) -> Sequence[Object]:
+        """What was deleted since a version of the collection, as it was last; oldest first.
+
+        `ExpiredError` where that is too long ago.
         """
 
 
@@ -227,6 +239,18 @@ class KubeApi:
             return None
         return left if left.get("kind") == kind.name else None
 
+    async def deleted(self, kind: Kind, namespace: str | None, since: str) -> Sequence[Object]:
+        """See `Kube`."""
+        query = {"watch": "true", "resourceVersion": since, "timeoutSeconds": str(LOOK_BACK)}
+        path = kind.path(namespace)
+        data = await self._ask("GET", kind, path, query)
+        events = [json.loads(line) for line in data.splitlines() if line.strip()]
+        for event in events:
+            if event["type"] == "ERROR":
+                said = event["object"]
+                raise error_of(f"GET {path}", int(said.get("code") or 0), json.dumps(said).encode())
+        return [event["object"] for event in events if event["type"] == "DELETED"]
+
     async def _apply(self, kind: Kind, body: Object, sub: str | None) -> Object:
         head = body["metadata"]
         return await self._call(
@@ -247,6 +271,18 @@ class KubeApi:
         body: Object | None = None,
         content: str = "application/json",
     ) -> Object:
+        found: Object = json.loads(await self._ask(verb, kind, path, query, body, content))
+        return found
+
+    async def _ask(
+        self,
+        verb: str,
+        kind: Kind,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content: str = "application/json",
+    ) -> bytes:
         headers = {"Accept": "application/json", "Content-Type": content}
         what = f"{verb} {path}"
         code = 0
@@ -257,7 +293,7 @@ class KubeApi:
                 answer = await self._client.rest_client.request(
                     verb, url, headers=headers, body=body, _request_timeout=self._timeout
                 )
-                data = await answer.read()
+                data: bytes = await answer.read()
                 code = int(answer.status)
         except TimeoutError:
             raise UnavailableError(what, 0, "Timeout", f"no answer within {self._timeout:g} s") from None
@@ -268,8 +304,7 @@ class KubeApi:
             self.calls[counted] = self.calls.get(counted, 0) + 1
         if code >= 400:
             raise error_of(what, code, data)
-        found: Object = json.loads(data)
-        return found
+        return data
 
 
 def error_of(what: str, code: int, data: bytes) -> KubeError:
@@ -279,7 +314,12 @@ def error_of(what: str, code: int, data: bytes) -> KubeError:
         reason, message = str(said.get("reason", "")), str(said.get("message", ""))
     except (ValueError, AttributeError):
         reason, message = "", data[:300].decode(errors="replace")
-    kinds: dict[int, type[KubeError]] = {404: NotThereError, 408: UnavailableError, 429: UnavailableError}
+    kinds: dict[int, type[KubeError]] = {
+        404: NotThereError,
+        408: UnavailableError,
+        410: ExpiredError,
+        429: UnavailableError,
+    }
     kind: type[KubeError]
     if code == 409:
         kind = AlreadyThereError if reason == "AlreadyExists" else ConflictError

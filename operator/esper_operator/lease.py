@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from esper_operator.kube import LEASE, AlreadyThereError, ConflictError, Kube, KubeError, Object
@@ -46,6 +46,8 @@ class Leadership:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube, self._namespace, self._name, self._identity = kube, namespace, name, identity
+        self.notes: Callable[[], Mapping[str, str]] = lambda: {}
+        """Annotations that each renewal writes, for the next holder."""
         self.owner: Object | None = None
         """An owner reference for a Lease that has to be made, so that it goes with the release."""
         self._clock = clock
@@ -61,6 +63,11 @@ class Leadership:
     def renewed_before(self) -> float:
         """Seconds since the last renewal; infinite before the first one."""
         return float("inf") if self._renewed is None else self._clock() - self._renewed
+
+    def noted(self, name: str) -> str:
+        """What the holders so far have noted under a name; empty where nothing was."""
+        notes = ((self._lease or {}).get("metadata") or {}).get("annotations") or {}
+        return str(notes.get(name, ""))
 
     async def acquire(self) -> None:
         """Return when the Lease is this process's."""
@@ -90,7 +97,7 @@ class Leadership:
         spec = self._lease["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}
         try:
             async with asyncio.timeout(EVERY):
-                await self._kube.replace(LEASE, self._lease | {"spec": spec})
+                await self._kube.replace(LEASE, self._with_notes(self._lease) | {"spec": spec})
         except (TimeoutError, KubeError) as error:
             _log.warning("the lease could not be given back: %s", error)
 
@@ -138,4 +145,11 @@ class Leadership:
                 "acquireTime": moment,
                 "leaseTransitions": int(held.get("leaseTransitions") or 0) + 1,
             }
-        return await self._kube.replace(LEASE, found | {"spec": held | spec})
+        return await self._kube.replace(LEASE, self._with_notes(found) | {"spec": held | spec})
+
+    def _with_notes(self, lease: Object) -> Object:
+        notes = {name: text for name, text in self.notes().items() if text}
+        if not notes:
+            return lease
+        head = lease["metadata"]
+        return lease | {"metadata": head | {"annotations": (head.get("annotations") or {}) | notes}}

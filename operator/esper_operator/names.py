@@ -26,6 +26,8 @@ FAILURES = "esper.dev/failures"
 SOURCE_LABEL = "esper.dev/source"
 LIBRARY = "library"
 """Value of the source of what only shows what the library has, and is never read back."""
+HEARD = "esper.dev/blueprints-heard"
+"""Annotation of the Lease: a version of the blueprints up to which all deletions were carried out."""
 RESERVED = ("esper.dev/", "app.kubernetes.io/", "kueue.x-k8s.io/", "batch.kubernetes.io/")
 """Prefixes of labels and annotations that a template may not set."""
 

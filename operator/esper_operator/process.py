@@ -20,7 +20,7 @@ from esper_operator.lease import DEADLINE, Leadership
 from esper_operator.library import ForgeOffice
 from esper_operator.library_metrics import LibraryMetrics
 from esper_operator.live import Live
-from esper_operator.names import Key, RunKey, short_uid
+from esper_operator.names import HEARD, Key, RunKey, short_uid
 from esper_operator.pump import WATCHED, pump
 from esper_operator.queue import KeyQueue
 from esper_operator.runs import Runs
@@ -275,12 +275,14 @@ async def operate(settings: Settings) -> None:
             parts.append(operator)
             passes.registry.register(_figures(operator, lease))
             passes.registry.register(ForgeMetrics(operator.forge))
+            since, lease.notes = lease.noted(HEARD), lambda: {HEARD: operator.forge.mark()}
             began = time.monotonic()
             await operator.relist()
             _log.info("%d objects listed in %.1f s", len(operator.store), time.monotonic() - began)
             async with asyncio.TaskGroup() as group:
                 group.create_task(lease.keep())
                 group.create_task(operator.work())
+                group.create_task(operator.forge.catch_up(since, operator.namespaces()))
                 group.create_task(pump(operator.hear, operator.namespaces()))
                 if operator.office is not None:
                     passes.registry.register(LibraryMetrics(operator.office))

@@ -18,6 +18,7 @@ from esper_operator.kube import (
     POD,
     AlreadyThereError,
     ConflictError,
+    ExpiredError,
     Kind,
     Listed,
     NotThereError,
@@ -58,7 +59,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
-        return self.verb not in ("get", "list", "let in")
+        return self.verb not in ("get", "list", "watch", "let in")
 
 
 Calls: TypeAlias = list[Call]
@@ -78,6 +79,10 @@ class Cluster:
     let_in: set[tuple[str, int]] = field(default_factory=set)
     """Uid and attempt of the runs that have got credentials."""
     most_trainers: int = 0
+    gone: list[tuple[str, Object]] = field(default_factory=list)
+    """Kind and last state of all that was ever deleted."""
+    remembers: int = 0
+    """Of deletions before this version nothing is known any more."""
 
     def __post_init__(self) -> None:
         self._versions = itertools.count(1)
@@ -150,6 +155,18 @@ class Cluster:
             if body is None or body["metadata"]["uid"] != uid:
                 return None
             return self.remove(kind, namespace, name, propagation)
+
+    async def deleted(self, kind: Kind, namespace: str | None, since: str) -> Objects:
+        with self._call("watch", kind, ""):
+            if int(since) < self.remembers:
+                raise ExpiredError("watch", 410, "Expired", "too old resource version")
+            return [
+                _copied(body)
+                for name, body in self.gone
+                if name == kind.name
+                and namespace in (None, body["metadata"]["namespace"])
+                and int(body["metadata"]["resourceVersion"]) > int(since)
+            ]
 
     # The bus's side of a run, as `Credentials` has it.
 
@@ -292,6 +309,8 @@ class Cluster:
         return _copied(body)
 
     def _tell(self, what: str, kind: Kind | None, body: Object) -> None:
+        if kind is not None and what == "DELETED":
+            self.gone.append((kind.name, _copied(body)))
         if kind is not None:
             for listener in self.listeners:
                 listener(what, kind.name, _copied(body))

@@ -1,5 +1,6 @@
 """A person's blueprint on a cluster: checked, entered, forged and validated without a run; then archived."""
 
+import asyncio
 import copy
 from typing import Any
 
@@ -128,6 +129,53 @@ def test_absence_orders_nothing() -> None:
     world.begin()
     world.settle()
     assert world.library.entries[ID].archived is None
+
+
+def died_before_it_archived() -> tuple[ForgeWorld, str]:
+    """A world whose operator saw a deletion while the library was away, and is dead; its mark."""
+    world = applied()
+    world.forge.deletions.begin()
+    world.mark()
+    world.library.ready = False
+    world.cluster.remove(BLUEPRINT, "team", "mine")
+    world.passes()
+    mark = world.mark()
+    world.begin()
+    world.library.ready = True
+    world.settle()
+    assert world.library.entries[ID].archived is None, "absence alone orders nothing"
+    return world, mark
+
+
+def test_a_deletion_that_an_operator_did_not_live_to_carry_out_is_told_to_the_next_one() -> None:
+    world, mark = died_before_it_archived()
+    asyncio.run(world.forge.catch_up(mark))
+    world.settle()
+    assert world.library.entries[ID].archived == "its resource was deleted: team/mine"
+    assert int(world.mark()) > int(mark)
+
+
+def test_a_deletion_while_no_operator_ran_of_a_graph_that_is_there_again_orders_nothing() -> None:
+    world, mark = died_before_it_archived()
+    world.apply(blueprint("again"))
+    asyncio.run(world.forge.catch_up(mark, ["team"]))
+    world.settle()
+    assert world.library.entries[ID].archived is None
+
+
+def test_a_deletion_that_the_api_server_has_forgotten_orders_nothing_and_the_mark_goes_on() -> None:
+    world, mark = died_before_it_archived()
+    world.cluster.remembers = int(mark) + 1
+    asyncio.run(world.forge.catch_up(mark))
+    world.settle()
+    assert world.library.entries[ID].archived is None
+    assert int(world.mark()) > int(mark)
+
+
+def test_without_a_mark_the_api_server_is_not_asked() -> None:
+    world = applied()
+    asyncio.run(world.forge.catch_up(""))
+    assert [call for call in world.cluster.calls if call.verb == "watch"] == []
 
 
 def test_a_deletion_of_what_was_not_known_orders_nothing() -> None:

@@ -12,7 +12,16 @@ import pytest
 
 from benchmarks.cluster_server import ClusterServer
 from benchmarks.control_plane import ControlPlane
-from esper_operator.kube import BLUEPRINT, JOB, KERNEL, LEASE, KubeApi, Object, RefusedError
+from esper_operator.kube import (
+    BLUEPRINT,
+    JOB,
+    KERNEL,
+    LEASE,
+    ExpiredError,
+    KubeApi,
+    Object,
+    RefusedError,
+)
 from esper_operator.names import MADE, POOL_LABEL
 from esper_runtime.blueprint import canonical_id, catalogue
 from tests.operator.forge_world import MLP, blueprint
@@ -211,3 +220,24 @@ _REFUSED_BY_THE_CHECK: list[tuple[Spoil, str]] = [
     (lambda spec, graph: graph["nodes"][0]["attributes"].update(width="Cin *"), "width"),
 ]
 """What only the static check sees, and the words of the condition."""
+
+
+def test_the_api_server_tells_deletions_again_until_it_has_forgotten_them(plane: ControlPlane) -> None:
+    async def work(api: KubeApi) -> None:
+        for name in ("told", "stays"):
+            await apply(api, blueprint(name))
+        since = (await api.list(BLUEPRINT, "team")).version
+        body = await api.get(BLUEPRINT, "team", "told")
+        assert body is not None
+        uid = body["metadata"]["uid"]
+        await api.delete(BLUEPRINT, "team", "told", uid, "Background")
+        for namespace in ("team", None):
+            (gone,) = await api.deleted(BLUEPRINT, namespace, since)
+            assert gone["metadata"]["uid"] == uid
+            assert gone["spec"] == body["spec"]
+        now = (await api.list(BLUEPRINT, "team")).version
+        assert await api.deleted(BLUEPRINT, "team", now) == []
+        with pytest.raises(ExpiredError):
+            await api.deleted(BLUEPRINT, "team", "1")
+
+    on_api(plane, work)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper_operator.bus import FOR_STREAMS, BusFiles, first_start, secrets_of, trust_list
+from esper_operator.deletions import LAG_SECONDS, Deletions
 from esper_operator.kube import LEASE, RUN, SECRET, Object, error_of
 from esper_operator.lease import DEADLINE, DURATION, Leadership, LeaseLostError
 from esper_operator.main import run
@@ -199,6 +200,44 @@ def test_a_lease_that_is_given_back_is_free_at_once_and_one_that_is_not_renewed_
             await second.keep()
 
     asyncio.run(main())
+
+
+def test_the_next_holder_of_a_lease_finds_what_the_one_before_has_noted() -> None:
+    async def main() -> None:
+        cluster, clock = Cluster(), Clock()
+        first, second = leader(cluster, clock, "first"), leader(cluster, clock, "second")
+        await first.acquire()
+        assert first.noted("a") == ""
+        notes = {"a": "1", "b": ""}
+        first.notes = lambda: notes
+        assert await first._try("renewed")
+        notes["a"] = "2"
+        await first.release()
+        await second.acquire()
+        assert (second.noted("a"), second.noted("b")) == ("2", "")
+
+    asyncio.run(main())
+
+
+def test_the_mark_of_deletions_lags_and_stands_still_while_one_is_not_carried_out() -> None:
+    clock = Clock()
+    deletions = Deletions(clock)
+
+    def mark(settled: bool = True, later: float = 0.0) -> str:
+        clock.now += later
+        return deletions.mark(settled)
+
+    deletions.hear("5")
+    assert mark() == mark(later=60) == "", "not before what came earlier was asked for"
+    deletions.begin()
+    assert mark() == ""
+    deletions.hear("9")
+    deletions.hear("7")
+    assert mark(later=1) == ""
+    assert mark(later=LAG_SECONDS - 1) == "5"
+    assert mark(settled=False, later=60) == "5", "a deletion is not carried out"
+    assert mark() == "5"
+    assert mark(later=LAG_SECONDS) == "9"
 
 
 def test_settings_say_what_was_given_and_what_is_allowed() -> None:
