@@ -1,7 +1,8 @@
 """What the API itself says now of a run and what belongs to it, where what was seen last is not enough."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 
 from esper_operator.batch import Batch
 from esper_operator.kube import EVENT, JOB, POD, RUN, Kind, Kube, Listed, Object
@@ -11,17 +12,25 @@ Place = tuple[Kind, str]
 """A kind of object in a namespace."""
 
 
+NEWS_SECONDS = 2.0
+"""What was said of Jobs is so old at most: for each list the API server reads all events of a namespace."""
+
+LONGEST_TEXT = 1000
+
+
 class Fresh:
     """Asks the API server; what passes over many runs ask at the same time becomes one list.
 
     Args:
         kube: the API.
+        clock: seconds since the epoch.
     """
 
-    def __init__(self, kube: Kube) -> None:
-        self._kube = kube
+    def __init__(self, kube: Kube, clock: Callable[[], float] = time.time) -> None:
+        self._kube, self._clock = kube, clock
         self._own: dict[Place, Batch[str, Listed]] = {}
-        self._warnings: dict[str, Batch[str, list[Object]]] = {}
+        self._warnings: dict[str, Batch[str, list[str]]] = {}
+        self._said: dict[str, tuple[float, Mapping[str, list[str]]]] = {}
 
     async def run(self, key: RunKey, uid: str) -> tuple[Object | None, Listed, Listed]:
         """The resource of a run's name, and the Jobs and pods of the run with that uid.
@@ -48,11 +57,7 @@ class Fresh:
         """
         if namespace not in self._warnings:
             self._warnings[namespace] = Batch(lambda uids: self._list_warnings(namespace, uids))
-        events = await self._warnings[namespace].ask(uid)
-        return [
-            str(event.get("message", ""))
-            for event in sorted(events, key=lambda event: str(event.get("lastTimestamp") or ""))
-        ]
+        return await self._warnings[namespace].ask(uid)
 
     def _batch(self, kind: Kind, namespace: str) -> Batch[str, Listed]:
         place = (kind, namespace)
@@ -67,13 +72,15 @@ class Fresh:
             found[body["metadata"]["labels"][UID_LABEL]].append(body)
         return {uid: Listed(items, listed.version) for uid, items in found.items()}
 
-    async def _list_warnings(self, namespace: str, uids: Collection[str]) -> Mapping[str, list[Object]]:
-        listed = await self._kube.list(
-            EVENT, namespace, fields=f"involvedObject.kind={JOB.name},type=Warning"
-        )
-        found: dict[str, list[Object]] = {uid: [] for uid in uids}
-        for event in listed.items:
-            about = (event.get("involvedObject") or {}).get("uid")
-            if about in found:
-                found[about].append(event)
-        return found
+    async def _list_warnings(self, namespace: str, uids: Collection[str]) -> Mapping[str, list[str]]:
+        now = self._clock()
+        listed_at, said = self._said.get(namespace, (0.0, {}))
+        if now - listed_at >= NEWS_SECONDS:
+            fields = f"involvedObject.kind={JOB.name},type=Warning"
+            events = (await self._kube.list(EVENT, namespace, fields=fields)).items
+            said = {}
+            for event in sorted(events, key=lambda event: str(event.get("lastTimestamp") or "")):
+                about = str((event.get("involvedObject") or {}).get("uid"))
+                said.setdefault(about, []).append(str(event.get("message", ""))[:LONGEST_TEXT])
+            self._said[namespace] = (now, said)
+        return {uid: said.get(uid, []) for uid in uids}

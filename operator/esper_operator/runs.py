@@ -102,7 +102,7 @@ class Runs:
         self._served = served
         self._kube, self._store, self._writer = kube, store, writer
         self._credentials, self._settings, self._clock = credentials, settings, clock
-        self._fresh = Fresh(kube)
+        self._fresh = Fresh(kube, clock)
         self._blocked: dict[RunKey, int] = {}
         self._asked: dict[RunKey, tuple[str, float, Trouble | None]] = {}
         self.lives: dict[RunKey, Live] = {}

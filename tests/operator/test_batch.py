@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import pytest
 
 from esper_operator.batch import Batch
-from esper_operator.fresh import Fresh
+from esper_operator.fresh import NEWS_SECONDS, Fresh
 from esper_operator.kube import EVENT, RUN, Kind, KubeError, Listed
 from esper_operator.names import RunKey
 from tests.operator.memory import Cluster, Fault, lost
@@ -139,9 +139,17 @@ def test_of_the_events_of_jobs_each_is_told_the_warnings_about_its_own() -> None
         cluster.add(EVENT, event)
 
     async def main() -> None:
-        fresh = Fresh(cluster)
+        now = [100.0]
+        fresh = Fresh(cluster, lambda: now[0])
         found = await asyncio.gather(*(fresh.warnings_of_job("team", uid) for uid in "abc"))
         assert found == [["Job a Warning"], ["Job b Warning"], []]
 
+        assert len(cluster.calls) == 1, "one list says it of all"
+        about = {"kind": "Job", "uid": "c"}
+        head = {"name": "late", "namespace": "team"}
+        late = {"metadata": head, "involvedObject": about, "type": "Warning", "message": "late"}
+        cluster.add(EVENT, late)
+        now[0] += NEWS_SECONDS
+        assert await fresh.warnings_of_job("team", "c") == ["late"]
+
     asyncio.run(main())
-    assert len(cluster.calls) == 2, "the first asked alone, the others together"
