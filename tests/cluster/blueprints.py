@@ -40,11 +40,6 @@ def called(name: str) -> tuple[Object, list[Object]]:
     return body, nodes
 
 
-def conditions(status: Object) -> dict[str, tuple[str, str]]:
-    """Status and reason of the conditions, by type."""
-    return {item["type"]: (item["status"], item["reason"]) for item in status.get("conditions") or ()}
-
-
 def is_validated(cluster: Cluster, name: str, seconds: float, namespace: str = RUNS) -> Object:
     """Wait until a blueprint is Validated; returns its status.
 
