@@ -46,7 +46,7 @@ def test_a_blueprint_that_is_applied_by_hand_is_validated_and_its_workers_go(clu
         lambda: next(iter(validated_kernels(cluster, status["id"])), None), "its kernel is shown", 60
     )
     assert kernel["spec"]["digest"] in kernel["spec"]["uri"]
-    row = cluster.kubectl("get", "blueprints", "gated", f"--namespace={RUNS}")
+    row = cluster.kubectl("get", "blueprints", "gated", f"--namespace={RUNS}", "--output=wide")
     assert {"Validated", status["id"]} <= set(row.split())
     assert kernel["metadata"]["name"] in cluster.kubectl("get", "compiledkernels", f"--namespace={SYSTEM}")
     for role in ("tezzeret", "urabrask"):
