@@ -42,6 +42,7 @@ def test_a_blueprint_that_is_applied_by_hand_is_validated_and_its_workers_go(clu
     assert status["id"].startswith("bp-")
     assert status["kernels"].get("Validated", 0) >= 1
     assert {item["status"] for item in status["conditions"]} == {"True"}
+    assert {item["type"] for item in status["conditions"]} == {"Valid", "Compiled", "Evaluated", "Served"}
     kernel = cluster.until(
         lambda: next(iter(validated_kernels(cluster, status["id"])), None), "its kernel is shown", 60
     )
