@@ -178,6 +178,17 @@ def test_a_missing_file_is_no_model(model: Path) -> None:
         verify_model(model)
 
 
+def test_a_stream_is_read_to_its_end_wherever_its_last_file_ends(tmp_path: Path) -> None:
+    """Else `tar` and `kubectl`, which still write the padding, would find nobody reading and fail."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for blocks in range(20):
+        (folder / "file").write_bytes(b"x" * 512 * blocks)
+        stream = io.BytesIO(packed(folder))
+        assert unpack(stream, tmp_path / str(blocks)) == 1
+        assert stream.read() == b"", f"{blocks} blocks"
+
+
 def test_a_stream_that_breaks_off_is_the_clusters_fault(model: Path, tmp_path: Path) -> None:
     for length in (0, 2500):
         with pytest.raises(ClusterError, match="broke off"):

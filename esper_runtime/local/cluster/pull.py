@@ -139,6 +139,8 @@ def unpack(stream: IO[bytes], into: Path) -> int:
                     raise CheckpointError(f"{member.name!r}: only plain files below the folder are taken")
                 archive.extract(member, into, set_attrs=False, filter="data")
                 count += member.isreg()
+        while stream.read(_BLOCK):  # who writes into it would fail if nobody took the padding
+            pass
     except tarfile.TarError as error:
         raise ClusterError(f"the copy broke off: {error}") from error
     return count
