@@ -169,19 +169,15 @@ def test_two_pods_find_each_other_stop_with_75_lose_each_other_with_76_and_go_on
 def test_without_a_claim_a_pod_in_the_place_of_another_goes_on_from_the_uris_alone(run: Run) -> None:
     bucket = f"dir::file://{run.place}/bucket"
     places = (("spec.checkpoint.uri", bucket), ("spec.output.uri", f"{bucket}/model"))
-    (pod,) = run.start(*places, SELDOM, (STEPS, 1500), pods=(0,))
+    (pod,) = run.start(*places, SELDOM, (STEPS, 800), pods=(0,))
     run.until_checkpoints(2)
     pod.kill()
     shutil.rmtree(run.place / "var" / "runs")  # an emptyDir goes with its pod
-    (pod,) = run.start(*places, SELDOM, (STEPS, 1500), pods=(0,))
+    (pod,) = run.start(*places, SELDOM, (STEPS, 800), pods=(0,))
     assert pod.ends() == 0, run.text()
     kinds = run.kinds()
     assert (kinds[0], kinds[-1], kinds.count("Resumed")) == ("Started", "Finished", 1)
     assert list((run.place / "bucket").rglob("architecture.json"))
-    shutil.rmtree(run.place / "var" / "runs")
-    (pod,) = run.start(*places, SELDOM, (STEPS, 1500), pods=(0,))
-    assert pod.ends() == 0, run.text()
-    assert run.kinds() == kinds, "it was complete, so nothing was trained"
 
 
 def test_without_a_claim_a_following_pod_learns_the_runs_end_where_the_checkpoints_are(
