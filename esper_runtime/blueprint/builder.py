@@ -146,6 +146,19 @@ class _Assembler:
             return work(x)
         return self.method("movedim", work(self.method("movedim", x, 1, -1)), -1, 1)
 
+    def learns_before(self, x: fx.Node) -> bool:
+        """Whether parameters lie between the input and a value, so that it has a gradient of its own."""
+        left, seen = [x], {x}
+        while left:
+            node = left.pop()
+            if node.op == "call_module":
+                module = self.root.get_submodule(str(node.target))
+                if next(module.parameters(), None) is not None:
+                    return True
+            left += [before for before in node.all_input_nodes if before not in seen]
+            seen.update(left)
+        return False
+
     def finish(self, name: str) -> fx.GraphModule:
         self.graph.lint()
         class_name = "".join(part.capitalize() for part in name.split("-"))
@@ -276,7 +289,11 @@ def _rms_norm(a: _Assembler, call: Call, inputs: list[fx.Node]) -> Outputs:
 
 def _group_norm(a: _Assembler, call: Call, inputs: list[fx.Node]) -> Outputs:
     norm = nn.GroupNorm(call.integer("groups"), call.inputs[0].width, affine=call.flag("affine"))
-    return [a.channels_first(inputs[0], lambda x: a.module(norm, x))]
+    x = inputs[0]
+    if a.kind is InterfaceKind.IMAGE and not a.learns_before(x):
+        # Where channels lie last and x needs no gradient, the backward pass of torch 2.13 crashes.
+        x = a.method("contiguous", x)
+    return [a.channels_first(x, lambda x: a.module(norm, x))]
 
 
 def _batch_norm(a: _Assembler, call: Call, inputs: list[fx.Node]) -> Outputs:

@@ -255,6 +255,26 @@ def test_a_module_can_be_copied_printed_and_trained_apart_from_its_copy() -> Non
         assert word in module.print_readable(print_output=False)
 
 
+def test_a_group_norm_learns_behind_what_puts_channels_last_and_needs_no_gradient() -> None:
+    blueprint = Blueprint(
+        name="norms",
+        interface="image",
+        nodes=(
+            Node(id="scale", op="rms_norm", inputs=("input",), attributes={"affine": False}),
+            Node(id="norm", op="group_norm", inputs=("scale",), attributes={"groups": 2}),
+            Node(id="tail", op="pointwise_conv", inputs=("norm",), attributes={"width": "Cout"}),
+        ),
+        output="tail",
+    )
+    interface = residual_slot(InterfaceKind.IMAGE, 10)
+    module = build(blueprint, interface, seed=0)
+    _wake(module)
+    module(_input(interface)).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
 @pytest.mark.parametrize(
     "id_", ["train", "lambda", "training", "graph", "forward", "type", "x", "is", "code"]
 )
