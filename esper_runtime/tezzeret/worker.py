@@ -28,6 +28,9 @@ from esper_runtime.urza import Library
 _AGAIN = 5.0
 """Seconds before an item that failed for want of something comes again."""
 
+_INTERRUPT_SECONDS = 0.1
+"""Between two calls that a build shall end."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -137,8 +140,9 @@ class _Worker:
         try:
             await asyncio.wait({making, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not making.done():
-                self.builder.interrupt()
-                await asyncio.wait({making})
+                while not making.done():  # a build about to begin does not hear the first call
+                    self.builder.interrupt()
+                    await asyncio.wait({making}, timeout=_INTERRUPT_SECONDS)
                 making.exception()
                 return False
             path, signed = making.result()

@@ -59,7 +59,7 @@ class Forge:
         """A worker in this process, until the queue is empty."""
         stop, done = asyncio.Event(), Made()
         worker = asyncio.create_task(serve(self.tezzeret, self.keyring, TARGET, stop=stop, done=done))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 50
         while until_empty and not worker.done() and time.monotonic() < deadline:
             if done != Made() and await self.queue.depth() == 0:
                 break
