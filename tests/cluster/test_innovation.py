@@ -114,7 +114,9 @@ def test_a_run_gets_tested_kernels_of_blueprints_that_karn_invents_for_it(
         assert graph["provenance"]["origin"] in ("Generated", "Mutated")
     for name in came:
         is_validated(cluster, name, 60, SYSTEM)
-        assert validated_kernels(cluster, name), "its kernel is shown"
+        cluster.until(
+            lambda name=name: validated_kernels(cluster, name) or None, f"the kernel of {name} is shown", 60
+        )
     assert {pod.namespace for pod in cluster.pods.seen(component="karn")} == {SYSTEM}
     cluster.remove("inventive")
     workers_go(cluster)
