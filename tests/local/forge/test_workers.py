@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from esper_runtime.contracts import Role
-from esper_runtime.local.forge import WorkerPool, default_workers, forge_cores
+from esper_runtime.local.cores import forge_cores
+from esper_runtime.local.forge import WorkerPool, default_workers
 from esper_runtime.local.parent import PARENT, Parent
 from esper_runtime.local.processes import start_time
 from esper_runtime.planning import RestartPolicy
