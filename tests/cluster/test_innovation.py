@@ -105,6 +105,7 @@ def test_a_run_gets_tested_kernels_of_blueprints_that_karn_invents_for_it(
         return {kernel.blueprint for kernel in kernels if kernel.name.startswith("karn-")} or None
 
     cluster.until(lambda: invented() or None, "Karn has invented a blueprint", 400)
+    cluster.at_step("inventive", 1)
     came = cluster.until(arrived, "the training has a kernel of an invention", 400)
     found = invented()
     assert came <= set(found)
