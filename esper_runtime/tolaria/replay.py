@@ -26,6 +26,7 @@ from esper_runtime.contracts import (
     SeedChanged,
     SystemState,
     UsableKernel,
+    parse_run,
 )
 from esper_runtime.kasmina import KernelCache, Stock
 from esper_runtime.nissa import BEFORE_START, Recording
@@ -221,9 +222,10 @@ def replayed_manifest(recording: Recording) -> MorphogeneticRun:
     """The recorded manifest without what changes nothing about the training: places, formats, limits of time.
 
     Raises:
-        InputError: the run was trained by several processes, or its manifest was changed on the way.
+        InputError: the run was trained by several processes, its manifest was changed on the way, or this
+            version of Esper refuses it.
     """
-    run = MorphogeneticRun.model_validate(recording.started.manifest)
+    run = parse_run(recording.started.manifest, "the manifest in the journal")
     spec, workers = run.spec, run.spec.training.workers
     ranks = workers.count * workers.processes_per_worker
     if ranks > 1:
