@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import torch
 from esper_runtime.contracts import (
     Decided,
     JournalError,
+    ManifestError,
     Resumed,
     RolledBack,
     SeedChanged,
@@ -224,6 +226,18 @@ def test_a_damaged_journal_is_refused(tmp_path):
     path.write_text(os.linesep.join(lines))
     with pytest.raises(JournalError, match="line 4"):
         replay_run(RunFolder(folder))
+
+
+def test_a_recorded_manifest_that_this_version_refuses_is_told_as_any_other(tmp_path):
+    folder = tmp_path / "run"
+    train(manifest(40), folder, Script((10, IMMEDIATE)))
+    entries = read_journal(folder / "journal.jsonl")
+    recording = recording_of(entries, completed(entries).step)
+    recorded = recording.started.manifest
+    spec = recorded["spec"] | {"training": recorded["spec"]["training"] | {"steps": 0}}
+    started = recording.started.model_copy(update={"manifest": recorded | {"spec": spec}})
+    with pytest.raises(ManifestError, match=r"the manifest in the journal: 1 field is wrong\n.*steps"):
+        ReplayTrainer(dataclasses.replace(recording, started=started), tmp_path / "again").run()
 
 
 class Interrupts(Script):
