@@ -100,7 +100,15 @@ class LibraryLink:
         if self._cores is not None:
             os.sched_setaffinity(0, self._cores)  # of this thread, and the process inherits it
         while True:
-            process = self._process = self._started()
+            try:
+                process = self._process = self._started()
+            except OSError as error:
+                log.warning(
+                    "library: the process that fetches kernels cannot be started: %s; trying on", error
+                )
+                if self._closing.wait(RETRY_SECONDS):
+                    return
+                continue
             assert process.stdin is not None
             assert process.stdout is not None
             writer = threading.Thread(target=self._write, args=(process, process.stdin), daemon=True)

@@ -1,6 +1,7 @@
 """A training and the library: what it wishes for comes, what people enter comes, what is ruled out goes."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -375,3 +376,20 @@ def test_a_process_that_dies_is_replaced_and_told_all_that_the_run_has_said(
     assert link._process is not process
     assert link._process is not None
     assert link._process.poll() == 0
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(
+    server: BundledServer,
+    ring: KeyRing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    enter(server, ring)
+    link, wanted = linked(server, ring, growable("mlp"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "no python"))
+        link.start(nothing_of_its_own(wanted), ring.home)
+        eventually(lambda: "cannot be started" in caplog.text)
+    eventually(lambda: link.connected)
+    link.close()
