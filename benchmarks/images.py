@@ -22,6 +22,7 @@ from benchmarks.line import bar
 
 COMMAND = "python -m benchmarks.images"
 ROOT = Path(__file__).resolve().parents[1]
+TARGETS = ("operator", "runtime", "runtime-cuda")
 USER, ANY_USER = 10001, 54_321
 MOST_OPERATOR_BYTES = 250_000_000
 
@@ -48,6 +49,19 @@ for folder, folders, files in os.walk("/"):
 print(*(f"module {m}" for m in modules), *(f"command {c}" for c in commands), *kept, sep="\\n")
 if uncompiled:
     print(f"{uncompiled} folders of modules that are not precompiled")
+"""
+
+CUDA = """
+import json, os, torch, triton
+places = ("/tmp", "/root/.cache", "/var/lib/apt/lists")
+print(json.dumps({
+    "torch": torch.__version__,
+    "cuda": torch.version.cuda,
+    "cudnn": torch.backends.cudnn.version(),
+    "nccl": torch.cuda.nccl.version(),
+    "triton": triton.__version__,
+    "left": [place for place in places if os.path.isdir(place) and os.listdir(place)],
+}))
 """
 
 GAUNTLET = """
@@ -131,12 +145,17 @@ def main() -> int:
         )
         bar("images", command=COMMAND, figure=why, bound="not measured", passed=None)
         return 0
-    return 0 if all([_operator(engine), _starts(engine), _trains(engine), _sandbox(engine)]) else 1
+    built = [target for target in TARGETS if engine.has(target)]
+    sizes = {target: engine.compressed(target) for target in built}
+    kept = [_operator(engine, sizes), _starts(engine, built)]
+    for target in built[1:]:
+        kept += [_trains(engine, target), _sandbox(engine, target)]
+    kept.append(_cuda(engine, sizes.get("runtime-cuda")))
+    return 0 if all(kept) else 1
 
 
-def _operator(engine: Engine) -> bool:
+def _operator(engine: Engine, sizes: dict[str, tuple[int, int]]) -> bool:
     """How large it is, and what it must not hold."""
-    sizes = {target: engine.compressed(target) for target in ("operator", "runtime")}
     found = engine.run("operator", "python3", "-c", UNWANTED)
     unwanted = (found.stdout + found.stderr).split("\n")
     unwanted = [line for line in unwanted if line]
@@ -153,34 +172,56 @@ def _operator(engine: Engine) -> bool:
     return passed
 
 
-def _starts(engine: Engine) -> bool:
-    """The commands that the chart and the operator name start as any user on a read-only root."""
-    said: dict[str, str] = {}
-    for target, *command in (
-        ("operator", "esper-operator", "--help"),
-        ("operator", "nats-server", "--version"),
-        ("runtime", "esper", "--version"),
-        ("runtime", "esper", "pod", "train", "--help"),
-        ("runtime", "g++", "--version"),
-    ):
-        for user in (USER, ANY_USER):
-            done = engine.run(target, *command, user=user)
-            words = (done.stdout or done.stderr).strip().splitlines()
-            if done.returncode != 0:
-                said[f"{target}: {' '.join(command)} as {user}"] = words[-1] if words else "no word"
-    writes = engine.run("runtime", "sh", "-c", "touch /opt/esper/x /app /var/x 2>/dev/null; echo $?")
-    passed = not said and writes.stdout.strip() != "0"
+def _cuda(engine: Engine, size: tuple[int, int] | None) -> bool:
+    """PyTorch's CUDA build, whose libraries load where no driver is."""
+    name = "runtime-cuda image: PyTorch's CUDA build and its libraries load; nothing is left of the build"
+    bound = "CUDA, cuDNN, NCCL and Triton have versions; caches are empty"
+    if size is None:
+        why = "not built: images/build.sh runtime-cuda"
+        bar(name, command=COMMAND, figure=why, bound="not measured", passed=None)
+        return True
+    done = engine.run("runtime-cuda", "python3", "-c", CUDA)
+    found = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-1500:]}
+    passed = done.returncode == 0 and not found["left"] and None not in found.values()
     bar(
-        "images: commands of the chart start as users 10001 and 54321, root file system read-only",
+        name,
         command=COMMAND,
-        figure={"failed": said, "root can be written to": writes.stdout.strip() == "0"},
-        bound="none fails, nothing can be written",
+        figure={**found, "compressedBytes": size[1]},
+        bound=bound,
         passed=passed,
     )
     return passed
 
 
-def _trains(engine: Engine) -> bool:
+def _starts(engine: Engine, built: list[str]) -> bool:
+    """The commands that the chart and the operator name start as any user on a read-only root."""
+    said: dict[str, str] = {}
+    commands = [["esper-operator", "--help"], ["nats-server", "--version"]]
+    trains = [["esper", "--version"], ["esper", "pod", "train", "--help"], ["g++", "--version"]]
+    writable = []
+    for target in built:
+        for command in commands if target == "operator" else trains:
+            for user in (USER, ANY_USER):
+                done = engine.run(target, *command, user=user)
+                words = (done.stdout or done.stderr).strip().splitlines()
+                if done.returncode != 0:
+                    said[f"{target}: {' '.join(command)} as {user}"] = words[-1] if words else "no word"
+        writes = engine.run(target, "sh", "-c", "touch /opt/esper/x /app /var/x 2>/dev/null; echo $?")
+        if writes.stdout.strip() == "0":
+            writable.append(target)
+    passed = not said and not writable
+    bar(
+        "images: commands of the chart start as users 10001 and 54321, root file system read-only",
+        command=COMMAND,
+        figure={"failed": said, "root can be written to": writable},
+        bound="none fails, nothing can be written",
+        passed=passed,
+        detail={"images": built},
+    )
+    return passed
+
+
+def _trains(engine: Engine, target: str) -> bool:
     """The example, as a training pod: with growth, its kernels made and tested in the container."""
     with tempfile.TemporaryDirectory(prefix="esper-images-") as name:
         config, data = Path(name) / "etc", Path(name) / "var"
@@ -191,9 +232,9 @@ def _trains(engine: Engine) -> bool:
         shutil.copy(ROOT / "examples" / "mnist1d.yaml", config / "manifest.yaml")
         mounts = (f"--volume={config}:/etc/esper:ro", f"--volume={data}:/var/esper:rw")
         began = time.monotonic()
-        done = engine.run("runtime", "esper", "pod", "train", options=mounts)
+        done = engine.run(target, "esper", "pod", "train", options=mounts)
         seconds = time.monotonic() - began
-        again = engine.run("runtime", "esper", "pod", "train", options=mounts)
+        again = engine.run(target, "esper", "pod", "train", options=mounts)
         model = data / "runs" / "mnist1d" / "model" / "model.safetensors"
         owner = model.stat().st_uid if model.exists() else None
         lines = [line for line in done.stdout.splitlines() if line]
@@ -202,7 +243,7 @@ def _trains(engine: Engine) -> bool:
         )
         headline = next((line for line in reversed(lines) if "parameters" in line), "")
         bar(
-            "runtime image: examples/mnist1d.yaml by `esper pod train`, user 10001, read-only root",
+            f"{target} image: examples/mnist1d.yaml by `esper pod train`, user 10001, read-only root",
             command=COMMAND,
             figure={"exit": done.returncode, "again": again.returncode, "seconds": round(seconds, 1)},
             bound="0 and 0; a model is written by user 10001; plain lines only",
@@ -212,17 +253,17 @@ def _trains(engine: Engine) -> bool:
         return passed
 
 
-def _sandbox(engine: Engine) -> bool:
+def _sandbox(engine: Engine, target: str) -> bool:
     """Urabrask's gauntlet inside a restricted container."""
     options = (f"--volume={ROOT}:/repository:ro", "--workdir=/repository", "--env=ESPER_ALONE=1")
     options += ("--env=PYTHONPATH=/repository", "--env=OMP_NUM_THREADS=1")
-    done = engine.run("runtime", "python3", "-c", GAUNTLET, *KERNELS, options=options)
+    done = engine.run(target, "python3", "-c", GAUNTLET, *KERNELS, options=options)
     rows = [line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 2]
     found = {name: checks for name, _, checks in rows}
     layers = sorted({layer for _, each, _ in rows for layer in each.split(",")})
     passed = found == KERNELS and "seccomp" in layers
     bar(
-        "runtime image: Urabrask in a restricted container, one good kernel and three bad ones",
+        f"{target} image: Urabrask in a restricted container, one good kernel and three bad ones",
         command=COMMAND,
         figure=found,
         bound=json.dumps(KERNELS),

@@ -1,5 +1,6 @@
 """The part of the manifest that says when, where and what may grow."""
 
+import re
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Self
@@ -202,8 +203,12 @@ class BlueprintSelector(ContractModel):
 
     @property
     def allows_invented(self) -> bool:
-        """Whether any that Karn invents may be: ``karn-`` and 12 hex digits, tried with every first two."""
-        return any(self.allows(f"karn-{first:02x}5b0e93a7c4") for first in range(256))
+        """Whether any that Karn invents may be: ``karn-`` and 12 hex digits, tried with every two digits
+        after those that a glob begins with."""
+        begun = {"karn-"} | {found[0] for glob in self.include if (found := re.match("karn-[0-9a-f]*", glob))}
+        return any(
+            self.allows(f"{begin}{digits:02x}5b0e93a7c4"[:17]) for begin in begun for digits in range(256)
+        )
 
 
 class TwinChoice(StrEnum):

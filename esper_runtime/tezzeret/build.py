@@ -83,13 +83,20 @@ def _compiled(part: str, program: Program, request: dict[str, Any], folder: Path
             module, program.arguments, options=_options(place, request["arch"], _compiler(folder, request))
         )
     except Exception as error:  # the compilers raise errors of many kinds, none of them ours
-        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
-        raise KernelError(f"the {part} part does not compile: {said}"[:1500]) from error
+        raise KernelError(f"the {part} part does not compile: {_said(error)}"[:1500]) from error
     files = {f"{part}/{LIBRARY}": (place / LIBRARY).read_bytes()}
     for path in sorted(place.rglob("*")):
         if path.suffix == ".json" and not path.name.endswith("_metadata.json"):
             files[f"{part}/{Path(LIBRARY).stem}.json"] = path.read_bytes()
     return files
+
+
+def _said(error: Exception) -> str:
+    """Its first line, and the one in which the C++ compiler, if it was that, names its first error."""
+    first, _, rest = str(error).strip().partition("\n")
+    output = rest.partition("Output:\n")[2].strip().splitlines()
+    why = next((line for line in output if "error" in line), output[0] if output else "")
+    return f"{type(error).__name__}: {first}" + (f": {why.strip()}" if why else "")
 
 
 def _options(place: Path, arch: str, compiler: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import signal
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from esper_runtime.artifact import decode_archive
@@ -110,7 +111,9 @@ class Builder:
     def _confined(self, payload: bytes) -> tuple[bytes, tuple[str, ...]]:
         if self._sandbox is None:
             self._sandbox = Sandbox(
-                modules=["esper_runtime.tezzeret.build"], warm="esper_runtime.tezzeret.build:warm"
+                modules=["esper_runtime.tezzeret.build"],
+                warm="esper_runtime.tezzeret.build:warm",
+                readable=_installation(Path(compiler())),
             )
         outcome = self._sandbox.run(
             "esper_runtime.tezzeret.build:build_parts",
@@ -122,6 +125,18 @@ class Builder:
             said = f"; it printed: ...{outcome.log[-500:]}" if outcome.log else ""
             raise SandboxError(f"the build: {outcome.reason}{said}")
         return outcome.result, outcome.layers
+
+
+def _installation(compiler: Path) -> list[Path]:
+    """What a compiler reads that is installed in a folder of its own, such as conda's or one in /opt."""
+    found: list[Path] = []
+    for path in {compiler.absolute(), compiler.resolve()}:
+        found.append(path)
+        if path.parent.name == "bin":
+            prefix = path.parent.parent
+            found += [prefix / name for name in ("bin", "lib", "lib64", "libexec", "include")]
+            found += prefix.glob("*-linux-*")  # the C library's headers, for instance
+    return found
 
 
 def _trains(parts: dict[str, bytes]) -> bool:

@@ -195,6 +195,21 @@ def test_a_compiler_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.kernel"))
 
 
+def test_a_compiler_in_a_folder_of_its_own_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CXX names one away from the system's, which reads a file of its own and refuses the code."""
+    refuses = 'case "$*" in *kernel*) cat "${0%/*}/../lib/word" >&2; exit 1;; esac'
+    files = {"bin/c++": f'#!/bin/sh\n{refuses}\nexec g++ "$@"\n', "lib/word": "no such code here\n"}
+    for name, text in files.items():
+        place = tmp_path / "mine" / name
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+        place.chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "mine" / "bin" / "c++"))
+    blueprint, interface = catalogue()["mlp"], slot(InterfaceKind.FEATURES)
+    with Builder() as builder, pytest.raises(KernelError, match="no such code here"):
+        builder.build(wanted(blueprint, interface, Pipeline.STANDARD), blueprint)
+
+
 def test_what_draws_random_numbers_is_compiled_for_evaluation_only() -> None:
     pairs = Blueprint(
         name="pairs",

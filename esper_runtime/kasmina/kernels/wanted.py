@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 from functools import cache
 
@@ -101,8 +102,9 @@ def spec_for(blueprint: str, interface: Interface, target: Target, pipeline: Pip
 
 
 def compiler() -> str:
-    """The C++ compiler: what ``CXX`` names, else ``g++``."""
-    return os.environ.get("CXX", "g++")
+    """The C++ compiler: what ``CXX`` names, else ``g++``; with its path, where one is found in ``PATH``."""
+    name = os.environ.get("CXX", "g++")
+    return shutil.which(name) or name
 
 
 @cache
