@@ -17,6 +17,8 @@ THROTTLED: Object = {"resources": {"requests": {"cpu": "250m"}, "limits": {"cpu"
 """A template for a run that is to last: a quarter of a processor."""
 
 _SLOW = "/opt/slow"
+STORE = "/store"
+"""Where pods have the claim of the storage."""
 
 
 def run(name: str, **spec: Any) -> Object:
@@ -74,8 +76,20 @@ def with_slow_storage(name: str, seconds_of_a_file: float, **spec: Any) -> Objec
     )
 
 
-def slow_template(seconds_of_a_file: float) -> Object:
-    """Pods that find the storage."""
+def kept_elsewhere(name: str, claim: str) -> Object:
+    """`growing`, with checkpoints and model in that storage, whose files are on a claim; no file is slow."""
+    template = slow_template(0.0, folder=STORE)
+    template["volumes"].append({"name": "store", "mountPath": STORE, "claim": claim})
+    return growing(
+        name,
+        checkpoint={"uri": f"slow://{name}/checkpoints", "everySteps": 400},
+        output={"uri": f"slow://{name}/model"},
+        template=template,
+    )
+
+
+def slow_template(seconds_of_a_file: float, folder: str = "/var/esper/slow") -> Object:
+    """Pods that find the storage, with its files in a folder of theirs."""
     return {
         "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "500m"}},
         "volumes": [
@@ -89,7 +103,7 @@ def slow_template(seconds_of_a_file: float) -> Object:
         ],
         "env": [
             {"name": "PYTHONPATH", "value": f"{_SLOW}/code:{_SLOW}/info"},
-            {"name": "SLOW_FOLDER", "value": "/var/esper/slow"},
+            {"name": "SLOW_FOLDER", "value": folder},
             {"name": "SLOW_SECONDS", "value": str(seconds_of_a_file)},
         ],
     }

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import RUNS, SYSTEM, Cluster, Object
+from tests.cluster.cluster import RUNS, Cluster
+from tests.cluster.restricted import last_words, restricted
 
 pytestmark = pytest.mark.cluster
 NAME = "sandbox"
@@ -23,76 +24,23 @@ REFUSED = {"echo hi": "None", "read /etc/passwd": "openat", "connect": "socket",
 """Deeds, and the system call for which each is ended."""
 
 
-def pod(image: str, pull: str) -> Object:
-    """A pod that the `restricted` Pod Security Standard admits, as those of workers are."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": NAME, "namespace": RUNS},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 10001,
-                "runAsGroup": 10001,
-                "fsGroup": 10001,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": NAME,
-                    "image": image,
-                    "imagePullPolicy": pull,
-                    "command": ["python3", "-c", _RUN, *REFUSED],
-                    "env": [
-                        {"name": "PYTHONPATH", "value": "/deeds"},
-                        {"name": "HOME", "value": "/tmp"},
-                        {"name": "ESPER_HOME", "value": "/tmp/esper"},
-                    ],
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                    "volumeMounts": [
-                        {"name": "deeds", "mountPath": "/deeds"},
-                        {"name": "tmp", "mountPath": "/tmp"},
-                    ],
-                }
-            ],
-            "volumes": [
-                {"name": "deeds", "configMap": {"name": NAME}},
-                {"name": "tmp", "emptyDir": {}},
-            ],
-        },
-    }
-
-
 @pytest.mark.deadline(300)
 def test_sockets_programs_and_files_are_refused_by_the_sandbox_in_a_restricted_pod(cluster: Cluster) -> None:
-    operator = cluster.get("deployment", "esper-operator", SYSTEM)
-    assert operator is not None
-    given = {
-        item["name"]: item.get("value", "")
-        for item in operator["spec"]["template"]["spec"]["containers"][0]["env"]
-    }
     head = {"name": NAME, "namespace": RUNS}
     deeds = {"deeds.py": DEEDS.read_text()}
     cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": head, "data": deeds})
-    cluster.apply(pod(given["ESPER_OPERATOR_IMAGE"], given["ESPER_OPERATOR_PULL_POLICY"]))
+    pod = restricted(
+        cluster,
+        NAME,
+        ["python3", "-c", _RUN, *REFUSED],
+        mounts={"/deeds": {"configMap": {"name": NAME}}},
+        environment={"PYTHONPATH": "/deeds"},
+    )
     try:
-
-        def ended() -> str | None:
-            phase = str(((cluster.get("pod", NAME) or {}).get("status") or {}).get("phase"))
-            return phase if phase in ("Succeeded", "Failed") else None
-
-        cluster.until(ended, "the pod has ended", 240)
-        said = cluster.kubectl("logs", NAME, f"--namespace={RUNS}")
+        said = last_words(cluster, pod, 240)
         lines = [line.split("|") for line in said.splitlines() if line.count("|") == 2]
         assert {line[0]: line[2] for line in lines} == REFUSED, said
         assert all("seccomp" in line[1].split(",") for line in lines), said
         cluster.note("sandbox in a restricted pod", lines[0][1])
     finally:
-        for kind in ("pod", "configmap"):
-            cluster.kubectl("delete", kind, NAME, f"--namespace={RUNS}", "--ignore-not-found", "--now")
+        cluster.kubectl("delete", "configmap", NAME, f"--namespace={RUNS}", "--ignore-not-found", "--now")
