@@ -6,8 +6,9 @@ A dormant slot is absent from the model; a seed lives beside the host and is con
 from esper_runtime.kasmina.absorb import Merged, Report, absorb, absorb_all
 from esper_runtime.kasmina.batched import Batch, direct_gradients
 from esper_runtime.kasmina.candidates import Found, candidates
+from esper_runtime.kasmina.changes import Changes, Journal, nowhere
 from esper_runtime.kasmina.grafted import GraftedModel
-from esper_runtime.kasmina.growable import Changes, Growable, Journal, nowhere
+from esper_runtime.kasmina.growable import Growable
 from esper_runtime.kasmina.initialise import initialise_from_gradients
 from esper_runtime.kasmina.isolation import detached_call, learn_isolated
 from esper_runtime.kasmina.kernels import (

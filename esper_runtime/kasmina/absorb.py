@@ -12,9 +12,9 @@ from torch.nn import Parameter
 
 from esper_runtime.contracts import Absorbed, Event, HostError, SeedStage
 from esper_runtime.kasmina.absorbable import Match, examine
+from esper_runtime.kasmina.changes import Journal, nowhere
 from esper_runtime.kasmina.dataflow import Trace, tensors_in
 from esper_runtime.kasmina.grafted import GraftedModel
-from esper_runtime.kasmina.growable import Journal, nowhere
 from esper_runtime.kasmina.measure import evaluating
 from esper_runtime.kasmina.probe import copy_host, fresh, record, run
 from esper_runtime.kasmina.seed import Seed

@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,12 +13,10 @@ from esper_runtime.contracts import (
     BlueprintError,
     Directive,
     EsperError,
-    Event,
     KernelError,
     Operation,
     PlanKind,
     Refused,
-    SeedChanged,
     SeedStage,
     SeedView,
     SlotChanged,
@@ -30,6 +27,7 @@ from esper_runtime.contracts import (
     check_command,
     check_transition,
 )
+from esper_runtime.kasmina.changes import Changes, Journal, nowhere, seed_changed
 from esper_runtime.kasmina.grafted import GraftedModel
 from esper_runtime.kasmina.kernels import Stock
 from esper_runtime.kasmina.limits import Limits
@@ -38,27 +36,6 @@ from esper_runtime.kasmina.slot import Slot
 from esper_runtime.kasmina.survey import Survey
 
 log = logging.getLogger(__name__)
-
-Journal = Callable[[Event], None]
-
-
-@dataclass
-class Changes:
-    """What a boundary changed: seeds that began to learn, seeds that are gone, directives not obeyed."""
-
-    born: list[Seed] = field(default_factory=list)
-    gone: list[Seed] = field(default_factory=list)
-    refused: list[tuple[Directive, str]] = field(default_factory=list)
-    moved: int = 0
-
-    @property
-    def structural(self) -> bool:
-        """True when parameters came or went."""
-        return bool(self.born or self.gone)
-
-
-def nowhere(_: Event) -> None:
-    """A journal that keeps nothing, for people who own their loop and keep their own records."""
 
 
 class Growable(GraftedModel):
@@ -271,7 +248,7 @@ class Growable(GraftedModel):
         parameters = self.host_parameters + sum(a.parameters for a in self.absorbed)
         macs = self.host_macs + sum(a.macs for a in self.absorbed)
         self.limits.check(seed, list(self.seeds), parameters, macs)
-        journal(_changed(seed, None, SeedStage.GERMINATED, directive.explanation, graph=blueprint))
+        journal(seed_changed(seed, None, SeedStage.GERMINATED, directive.explanation, graph=blueprint))
         self._germinated += 1
         if slot.state is not SlotState.OCCUPIED:
             slot.move(SlotState.OCCUPIED)
@@ -331,7 +308,7 @@ class Growable(GraftedModel):
         self, seed: Seed, target: SeedStage, step: int, reason: str, journal: Journal, changes: Changes
     ) -> None:
         check_transition(seed.identity, seed.stage, target)
-        journal(_changed(seed, seed.stage, target, reason))
+        journal(seed_changed(seed, seed.stage, target, reason))
         before, seed.stage, seed.entered = seed.stage, target, step
         changes.moved += 1
         log.debug("seed %s %s -> %s: %s", seed.identity, before, target, reason)
@@ -439,25 +416,3 @@ def seed_number(random_seed: int, identity: str) -> int:
     """Seed of a newborn's weights: the same for the same run seed and seed id, on every machine."""
     digest = hashlib.sha256(f"{random_seed}/{identity}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def _changed(
-    seed: Seed, before: SeedStage | None, after: SeedStage, reason: str, graph: Blueprint | None = None
-) -> SeedChanged:
-    return SeedChanged(
-        seed=seed.identity,
-        slot=seed.slot,
-        blueprint=seed.blueprint_id,
-        name=seed.blueprint.name,
-        before=before,
-        after=after,
-        parameters=seed.price.parameters,
-        alpha=seed.alpha,
-        reason=reason,
-        contribution=seed.contribution,
-        isolated_gain=seed.isolated_gain,
-        failure=seed.failure if after is SeedStage.CULLED else None,
-        graph=graph,
-        kernel=seed.kernel,
-        digest=seed.digest,
-    )
