@@ -35,20 +35,22 @@ UNWANTED = """
 import importlib.util, os, shutil, sys
 modules = [m for m in ("torch", "numpy", "pip", "setuptools", "ensurepip") if importlib.util.find_spec(m)]
 commands = [c for c in ("gcc", "g++", "cc", "c++", "clang", "ld", "make", "pip", "pip3") if shutil.which(c)]
-kept, uncompiled = [], 0
+kept, uncompiled, timed = [], 0, 0
 for folder, folders, files in os.walk("/"):
     if folder in ("/proc", "/sys", "/dev"):
         folders.clear()
         continue
-    if "__pycache__" in folders or not folder.startswith("/opt/esper/lib"):
-        pass
-    elif any(f.endswith(".py") for f in files):
-        uncompiled += 1
+    if folder.startswith("/opt/esper/lib"):
+        uncompiled += "__pycache__" not in folders and any(f.endswith(".py") for f in files)
+        code = files if folder.endswith("__pycache__") else ()
+        timed += any(open(os.path.join(folder, f), "rb").read(8)[4:] == bytes(4) for f in code)
     found = [os.path.join(folder, d) for d in folders if d in ("torch", "pip") or folder.endswith("/.cache")]
     kept += [path for path in found if os.listdir(path)]
 print(*(f"module {m}" for m in modules), *(f"command {c}" for c in commands), *kept, sep="\\n")
 if uncompiled:
     print(f"{uncompiled} folders of modules that are not precompiled")
+if timed:
+    print(f"{timed} folders of byte code that goes by the time of its source, which a layer changes")
 """
 
 CUDA = """
