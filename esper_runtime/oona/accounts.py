@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from esper_runtime.contracts import InputError, check_subject_word, name_on_bus
+from esper_runtime.contracts import InputError, canonical_json, check_subject_word, name_on_bus
 from esper_runtime.oona.nkeys import ROLE_TAG, RUN_TAG, Credentials, KeyKind, NatsKey, claims, inbox_of, mint
 from esper_runtime.oona.roles import BusRole
 from esper_runtime.oona.walls import ROLES, Passage, of_core, of_library, of_role, of_run
@@ -168,6 +169,16 @@ class BusKeys:
                 f"{role.value} has no account on a cluster's bus; a training gets the credentials of its run"
             )
         return self._creds(_of_role(role), role.value, of_role(role), ROLE_TAG)
+
+    def role_digest(self, role: BusRole) -> str:
+        """Who a role's user is and what it may do, as 64 hex digits: as long as these stay, so do they.
+
+        Raises:
+            InputError: as `role_creds`.
+        """
+        said = claims(Credentials.parse(self.role_creds(role)).token)
+        lasting = {name: value for name, value in said.items() if name not in ("iat", "jti")}
+        return hashlib.sha256(canonical_json(lasting)).hexdigest()
 
     def run_creds(self, namespace: str, run: str, uid: str, attempt: int) -> str:
         """The user of one attempt of a run; the same each time but for its date.

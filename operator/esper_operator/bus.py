@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from esper_operator.kube import SECRET, AlreadyThereError, Kube, Object
 from esper_operator.settings import Settings, bytes_of
 from esper_runtime.artifact import TrustedKey, TrustList
 from esper_runtime.artifact.statements import key_id
-from esper_runtime.contracts import InputError, Role
+from esper_runtime.contracts import InputError, Role, canonical_json
 from esper_runtime.oona import BusKeeper, BusKeys, BusRole, nats_config, tls_files
 
 BUS_SECRET, NATS_SECRET = "esper-bus", "esper-nats"
@@ -110,8 +111,23 @@ def secrets_of(files: BusFiles, settings: Settings) -> dict[str, tuple[str, dict
     found: dict[str, tuple[str, dict[str, str]]] = {}
     if settings.nats_deployed:
         found[NATS_SECRET] = ("nats", _nats_files(files, settings))
+    names = worker_secrets(files, settings)
     for role, bus_role in _WORKERS.items():
-        found[f"esper-{role.value}"] = (role.value, worker_files(files, settings, role, bus_role))
+        found[names[role.value]] = (role.value, worker_files(files, settings, role, bus_role))
+    return found
+
+
+def worker_secrets(files: BusFiles, settings: Settings) -> dict[str, str]:
+    """Names of the workers' Secrets by role.
+
+    The operator may not change a Secret. So another bus, other keys and other rights make other names: a
+    worker never gets in with what an earlier configuration of the release has left.
+    """
+    common = _way_in(files, settings, "") | {"trust.json": trust_list(files.keys).encoded().decode()}
+    found = {}
+    for role, bus_role in _WORKERS.items():
+        made_of = canonical_json({"files": common, "user": files.keys.role_digest(bus_role)})
+        found[role.value] = f"esper-{role.value}-{hashlib.sha256(made_of).hexdigest()[:8]}"
     return found
 
 
@@ -154,6 +170,7 @@ class BusCredentials:
 
     def __init__(self, keeper: BusKeeper, files: BusFiles, settings: Settings) -> None:
         self.keeper = keeper
+        self.worker_secrets = worker_secrets(files, settings)
         self._files, self._settings = files, settings
 
     async def files(self, run: RunOnBus, attempt: int) -> Mapping[str, str]:
@@ -205,7 +222,7 @@ async def _mounted(mount: Path) -> BusFiles:
     raise InputError(
         f"{mount}: the Secret {BUS_SECRET} exists, but its keys did not appear here within "
         f"{_MOUNT_SECONDS:g} s; is it mounted, and is it the one that the operator has made? If it is not, "
-        "delete it together with esper-nats, esper-tezzeret, esper-urabrask and esper-karn"
+        f"delete it together with {NATS_SECRET}"
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from esper_operator.blueprints import Blueprints
 from esper_operator.deletions import Deletions
@@ -48,6 +48,7 @@ class Forge:
         office: the library and its queues; None for a release without a bus.
         settings: of the release.
         owner: an owner reference for what is made in the release's namespace.
+        secrets: names of the workers' Secrets by role.
         add: has a key looked at, at once or so many seconds later.
         in_use: ids of blueprints that runs which go on have planted.
         clock: seconds since the epoch.
@@ -60,6 +61,7 @@ class Forge:
         office: Office | None,
         settings: Settings,
         owner: Object | None,
+        secrets: Mapping[str, str],
         add: Callable[[Key, float], None],
         in_use: Callable[[], frozenset[str]] = frozenset,
         clock: Callable[[], float] = time.time,
@@ -70,7 +72,14 @@ class Forge:
         self._work = ForgeKey(settings.namespace, "workers")
         self._show = ForgeKey(settings.namespace, "mirror")
         self.workers = Workers(
-            kube, self.objects, office, settings, owner, lambda: self.blueprints.asks_for_sites(), clock
+            kube,
+            self.objects,
+            office,
+            settings,
+            owner,
+            secrets,
+            lambda: self.blueprints.asks_for_sites(),
+            clock,
         )
         self.blueprints = Blueprints(
             kube, self.objects, writer, office, self.workers.places, settings.watch, clock

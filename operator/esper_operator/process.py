@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from esper_operator.bus import BusCredentials, first_start, signing_key, trust_list
@@ -65,12 +65,14 @@ class Operator:
         self.feed: Feed | None = None
         self.bus: BusSweep | None = None
         self.office: ForgeOffice | None = None
+        secrets: Mapping[str, str] = {}
         if isinstance(credentials, BusCredentials):
+            secrets = credentials.worker_secrets
             self.feed = Feed(credentials.keeper.namespace, self._live, self.queue.add)
             self.bus = BusSweep(credentials.keeper, lambda: due(self.store), settings.watch)
             self.office = self._new_office(credentials.keeper, self.bus)
         self.forge = Forge(
-            kube, self.writer, self.office, settings, owner, self.queue.add, self._blueprints_in_use
+            kube, self.writer, self.office, settings, owner, secrets, self.queue.add, self._blueprints_in_use
         )
         self._served_before = self._served(None)
         self.listed = False

@@ -13,7 +13,7 @@ from esper_operator.pools import Pool
 from esper_operator.settings import Settings
 from esper_operator.trouble import Trouble
 from esper_runtime.contracts import WorkerFacts
-from esper_runtime.planning import TARGET, CreateWorker, JobEnd, WorkerSeen
+from esper_runtime.planning import CreateWorker, JobEnd, WorkerSeen
 
 CONTAINER = "worker"
 ENDING_SECONDS = 30
@@ -32,7 +32,12 @@ def job_name(role: str, pool: str, number: int) -> str:
 
 
 def worker_job(
-    action: CreateWorker, pool: Pool, shape: str, settings: Settings, owner: Object | None
+    action: CreateWorker,
+    pool: Pool,
+    shape: str,
+    secret: str | None,
+    settings: Settings,
+    owner: Object | None,
 ) -> Object:
     """The Job of a worker: one pod, which has the Secret of its role and no other rights.
 
@@ -40,6 +45,7 @@ def worker_job(
         action: role, pool and number.
         pool: the same pool.
         shape: digest of what its pods are made of.
+        secret: name of the Secret of its role; None for one that does not get on the bus.
         settings: of the release.
         owner: an owner reference, so that the Job goes with the release.
     """
@@ -70,14 +76,16 @@ def worker_job(
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
                 ]
             },
-            "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(action.role, pool, settings)},
+            "template": {
+                "metadata": {"labels": dict(labels)},
+                "spec": _pod(action.role, pool, secret, settings),
+            },
         },
     }
 
 
-def _pod(role: str, pool: Pool, settings: Settings) -> Object:
-    signs = role != TARGET
-    secret = {"secretName": f"esper-{role}", "defaultMode": 0o440}
+def _pod(role: str, pool: Pool, secret: str | None, settings: Settings) -> Object:
+    mounted = {"secretName": secret, "defaultMode": 0o440}
     pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -91,11 +99,11 @@ def _pod(role: str, pool: Pool, settings: Settings) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [
-            *([{"name": "esper", "secret": secret}] if signs else []),
+            *([{"name": "esper", "secret": mounted}] if secret else []),
             {"name": "tmp", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
         ],
-        "containers": [_container(role, pool, settings, signs)],
+        "containers": [_container(role, pool, settings, secret is not None)],
     }
     optional: Object = {
         "imagePullSecrets": [{"name": name} for name in settings.pull_secrets],
@@ -104,7 +112,7 @@ def _pod(role: str, pool: Pool, settings: Settings) -> Object:
     return pod | pool.pod() | {key: value for key, value in optional.items() if value}
 
 
-def _container(role: str, pool: Pool, settings: Settings, signs: bool) -> Object:
+def _container(role: str, pool: Pool, settings: Settings, on_bus: bool) -> Object:
     values = {
         "ESPER_LISTEN": f"0.0.0.0:{METRICS_PORT}",
         "ESPER_HOME": "/tmp/esper-home",
@@ -119,7 +127,7 @@ def _container(role: str, pool: Pool, settings: Settings, signs: bool) -> Object
         "image": worker_image(pool, settings),
         "imagePullPolicy": settings.pull_policy,
         "command": ["esper", "pod", role],
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}] if signs else [],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}] if on_bus else [],
         "env": [{"name": key, "value": value} for key, value in values.items()],
         "resources": {key: value for key, value in resources.items() if value},
         "securityContext": {
@@ -129,7 +137,7 @@ def _container(role: str, pool: Pool, settings: Settings, signs: bool) -> Object
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            *([mount] if signs else []),
+            *([mount] if on_bus else []),
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
         ],

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from esper_operator.kube import JOB, POD, AlreadyThereError, Kube, Object
@@ -38,6 +38,7 @@ class Workers:
         office: the queues.
         settings: of the release.
         owner: an owner reference for what is made here.
+        secrets: names of the Secrets of the roles that get on the bus.
         asked: whether somebody wants to know what the pools' nodes are.
         clock: seconds since the epoch.
     """
@@ -49,11 +50,13 @@ class Workers:
         office: Office | None,
         settings: Settings,
         owner: Object | None,
+        secrets: Mapping[str, str],
         asked: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._kube, self._objects, self._office = kube, objects, office
-        self._settings, self._owner, self._asked, self._clock = settings, owner, asked, clock
+        self._settings, self._owner, self._secrets = settings, owner, secrets
+        self._asked, self._clock = asked, clock
         self._pools = {pool.name: pool for pool in settings.pools}
         self._seen = [pool.seen(worker_image(pool, settings)) for pool in settings.pools]
         self._silent: set[str] = set()
@@ -165,7 +168,8 @@ class Workers:
     async def _create(self, action: CreateWorker) -> None:
         pool = self._pools[action.pool]
         shape = next(seen.shape for seen in self._seen if seen.name == pool.name)
-        body = worker_job(action, pool, shape, self._settings, self._owner)
+        secret = None if action.role == TARGET else self._secrets[action.role]
+        body = worker_job(action, pool, shape, secret, self._settings, self._owner)
         _log.info("the Job %s is made", body["metadata"]["name"])
         try:
             made = await self._kube.create(JOB, body)

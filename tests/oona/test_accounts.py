@@ -24,6 +24,7 @@ from esper_runtime.oona import (
     tls_files,
 )
 from esper_runtime.oona.nkeys import Credentials, KeyKind, NatsKey, claims
+from esper_runtime.oona.roles import TABLE
 from tests.oona.bus import is_let, on_bus
 
 T = TypeVar("T")
@@ -110,6 +111,19 @@ def test_what_cannot_be_on_the_bus_gets_no_credentials() -> None:
             keys.run_creds(*wrong, 1)
     with pytest.raises(InputError, match="no account"):
         keys.role_creds(BusRole.TRAINING)
+
+
+def test_a_role_is_told_by_its_key_and_its_rights_whenever_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = BusKeys.generate()
+    roles = (BusRole.TEZZERET, BusRole.URABRASK)
+    before = [keys.role_digest(role) for role in roles]
+    monkeypatch.setattr("esper_runtime.oona.accounts._now", lambda: 1)
+    assert [keys.role_digest(role) for role in roles] == before
+    assert len({*before, *(BusKeys.generate().role_digest(role) for role in roles)}) == 4
+    monkeypatch.setitem(TABLE, BusRole.TEZZERET, TABLE[BusRole.URABRASK])
+    assert keys.role_digest(BusRole.TEZZERET) != before[0]
 
 
 def test_users_do_not_expire(cluster: ClusterServer) -> None:

@@ -38,6 +38,7 @@ CPU = Target(device="cpu", arch="avx512", torch="2.13.0")
 FACTS = WorkerFacts(target=CPU, toolchains={Pipeline.FAST: {"builder": "1"}})
 POOL = Pool(name="cpu", device="cpu", tezzeret=1, urabrask=1)
 SETTINGS = Settings(pools=(POOL,))
+SECRETS = {role: f"esper-{role}-1" for role in ("tezzeret", "urabrask", "karn")}
 MLP = catalogue()["mlp"]
 _SEEN = (KernelState.PENDING, KernelState.PENDING_BENCHMARK)
 
@@ -185,6 +186,7 @@ class ForgeWorld:
             self.library if self._bus else None,
             self.settings,
             self.owner,
+            SECRETS,
             lambda key, _: self.asked.setdefault(key, None),
             clock=lambda: self.now,
         )

@@ -92,7 +92,9 @@ class Kubelet:
         if role == "target":
             command += ["--to", str(folder / "termination-log")]
         else:
-            secret = await self._api.get(SECRET, NAMESPACE, f"esper-{role}")
+            volumes = job["spec"]["template"]["spec"]["volumes"]
+            (mounted,) = [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
+            secret = await self._api.get(SECRET, NAMESPACE, mounted)
             assert secret is not None
             config = folder / "secret"
             config.mkdir()

@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks.cluster_server import ClusterServer
 from benchmarks.control_plane import ControlPlane, free_port
+from esper_operator.bus import BusFiles, worker_secrets
 from esper_operator.kube import (
     CLAIM,
     EVENT,
@@ -33,6 +34,7 @@ from esper_operator.kube import (
     RefusedError,
 )
 from esper_operator.names import run_word
+from esper_operator.settings import Settings
 from esper_runtime.contracts import Channel, CloudEvent, EventType, Progress, run_subject
 from esper_runtime.oona import BusAddress, connect, disconnect, publish
 from tests.operator.world import manifest
@@ -208,7 +210,8 @@ def test_a_run_gets_in_with_its_secret_and_what_it_says_on_the_bus_stands_in_its
 
         await until(shown, "the progress is not in the status")
         await disconnect(trainer)
-        for name in ("esper-nats", "esper-tezzeret", "esper-urabrask", "esper-karn"):
+        now = worker_secrets(BusFiles(server.keys, files["ca.crt"]), Settings(nats_url=server.url))
+        for name in ("esper-nats", *now.values()):
             assert await api.get(SECRET, "esper", name) is not None
 
     keys = tmp_path / "keys"

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from esper_operator.bus import FOR_STREAMS, BusFiles, first_start, secrets_of, trust_list
+from esper_operator.bus import (
+    FOR_STREAMS,
+    BusFiles,
+    first_start,
+    secrets_of,
+    trust_list,
+    worker_secrets,
+)
 from esper_operator.deletions import LAG_SECONDS, Deletions
 from esper_operator.kube import LEASE, RUN, SECRET, Object, error_of
 from esper_operator.lease import DEADLINE, DURATION, Leadership, LeaseLostError
@@ -18,6 +25,7 @@ from esper_operator.queue import KeyQueue
 from esper_operator.settings import LEAST_STORAGE, Settings, bytes_of
 from esper_operator.writer import StatusWriter
 from esper_runtime.contracts import InputError, Role
+from esper_runtime.oona import BusRole
 from esper_runtime.oona.stores import store_configs
 from esper_runtime.oona.streams import library_streams, namespace_streams
 from tests.operator.memory import Cluster, Fault, Killed, lost
@@ -309,8 +317,8 @@ def test_the_first_start_makes_all_keys_once_wherever_it_is_killed(tmp_path: Pat
 
     whole = Cluster()
     start(whole)
-    names = sorted(secret["metadata"]["name"] for secret in whole.of(SECRET))
-    assert names == ["esper-bus", "esper-karn", "esper-nats", "esper-tezzeret", "esper-urabrask"]
+    words = sorted(secret["metadata"]["name"].split("-")[1] for secret in whole.of(SECRET))
+    assert words == ["bus", "karn", "nats", "tezzeret", "urabrask"]
     assert all(call.verb == "create" for call in whole.calls), "secrets are never read"
     for number in range(1, len(whole.calls) + 1):
         for after in (False, True):
@@ -324,14 +332,44 @@ def test_the_first_start_makes_all_keys_once_wherever_it_is_killed(tmp_path: Pat
                 (tmp_path / name).write_text(text)  # what the kubelet mounts
             files = start(cluster)
             assert cluster.one(SECRET, "esper-bus", "esper")["stringData"] == files.texts()
-            assert sorted(secret["metadata"]["name"] for secret in cluster.of(SECRET)) == names
+            names = {secret["metadata"]["name"] for secret in cluster.of(SECRET)}
+            assert names == {"esper-bus", *secrets_of(files, Settings())}
+
+
+def test_workers_find_the_bus_and_the_keys_of_now_whatever_an_earlier_release_has_left(
+    tmp_path: Path,
+) -> None:
+    cluster, seen = Cluster(), set()
+    keys, others = BusFiles.generate(tls=False), BusFiles.generate(tls=True)
+    configurations = [(keys, "nats://a:4222"), (keys, "nats://b:4222"), (others, "nats://b:4222")]
+    for files, url in [*configurations, configurations[0]]:
+        for name, text in files.texts().items():
+            (tmp_path / name).write_text(text)
+        if not files.ca:
+            (tmp_path / "ca.crt").unlink(missing_ok=True)
+        settings = Settings(bus_keys=str(tmp_path), nats_url=url)
+        asyncio.run(first_start(cluster, settings, None))
+        names = worker_secrets(files, settings)
+        for role, name in names.items():
+            found = cluster.one(SECRET, name, "esper")["stringData"]
+            assert json.loads(found["bus.json"])["url"] == url
+            assert found.get("ca.crt", "") == files.ca
+            assert json.loads(found["trust.json"]) == json.loads(trust_list(files.keys).encoded())
+            assert _user(found["user.creds"]) == _user(files.keys.role_creds(BusRole(role)))
+        seen |= set(names.values())
+    assert len(seen) == 3 * 3, "what is as it was is not made again"
+
+
+def _user(creds: str) -> str:
+    """The key of a credentials file, without its statement, which has a date."""
+    return creds.partition("-----BEGIN USER NKEY SEED-----")[2]
 
 
 def test_workers_sign_with_keys_that_trainings_believe_each_for_its_role() -> None:
     files = BusFiles.generate(tls=False)
-    secrets = secrets_of(files, Settings())
+    secrets, names = secrets_of(files, Settings()), worker_secrets(files, Settings())
     for role in (Role.TEZZERET, Role.URABRASK):
-        component, texts = secrets[f"esper-{role.value}"]
+        component, texts = secrets[names[role.value]]
         assert component == role.value
         key = next(key for key in trust_list(files.keys).keys if key.role is role)
         assert [name for name in texts if name.endswith(".pem")] == [f"{role.value}-{key.key}.pem"]

@@ -16,7 +16,7 @@ from esper_operator.worker_jobs import worker_job
 from esper_runtime.blueprint import catalogue
 from esper_runtime.contracts import InputError
 from esper_runtime.planning import CreateWorker
-from tests.operator.forge_world import POOL, ForgeWorld, blueprint
+from tests.operator.forge_world import POOL, SECRETS, ForgeWorld, blueprint
 
 GPU = Pool.model_validate(
     {
@@ -61,7 +61,8 @@ def test_a_workers_job_is_valid_restricted_and_has_nothing_but_its_roles_secret(
     role: str, pool: Pool, version: str
 ) -> None:
     owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "esper-operator", "uid": "1"}
-    made = worker_job(CreateWorker(role, pool.name, 3), pool, "shape", SETTINGS, owner)
+    secret = None if role == "target" else f"esper-{role}-1"
+    made = worker_job(CreateWorker(role, pool.name, 3), pool, "shape", secret, SETTINGS, owner)
     body = {"apiVersion": "batch/v1", "kind": "Job", **made}
     kubernetes_validate.validate(body, version, strict=True)
     assert body["metadata"]["name"] == f"esper-{role}-{pool.name}-3"
@@ -83,7 +84,7 @@ def test_a_workers_job_is_valid_restricted_and_has_nothing_but_its_roles_secret(
         "capabilities": {"drop": ["ALL"]},
     }
     secrets = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
-    assert secrets == ([] if role == "target" else [f"esper-{role}"])
+    assert secrets == ([] if secret is None else [secret])
     if pool is GPU:
         assert pod["nodeSelector"] == {"gpu": "a100"}
         assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
@@ -102,6 +103,17 @@ def test_there_are_as_many_workers_as_there_is_work_and_never_more_than_the_pool
         f"esper-tezzeret-cpu-{n}" for n in (1, 2, 3)
     ]
     assert [name for name in world.jobs() if "urabrask" in name] == ["esper-urabrask-cpu-1"]
+
+
+def test_workers_get_the_secret_that_the_operator_has_made_for_their_role() -> None:
+    world = busy()
+    mounted = {
+        job["metadata"]["labels"]["app.kubernetes.io/component"]: volume["secret"]["secretName"]
+        for job in world.cluster.of(JOB)
+        for volume in job["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    }
+    assert mounted == {role: SECRETS[role] for role in ("tezzeret", "urabrask")}
 
 
 def test_finished_workers_are_removed_and_new_ones_have_new_numbers() -> None:
