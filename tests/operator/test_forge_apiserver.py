@@ -121,6 +121,12 @@ def test_a_blueprint_applied_by_hand_is_made_tested_validated_shown_and_archived
     async def work(api: KubeApi) -> None:
         async with kubelet(api, tmp_path, "target", "tezzeret", "urabrask"):
             await apply(api, blueprint(graph=OWN))
+
+            async def made() -> bool:
+                conditions = (await status(api, "mine")).get("conditions") or ()
+                return any((item["type"], item["status"]) == ("Compiled", "True") for item in conditions)
+
+            await until(made, "no kernel of it is made")
             found = await reaches(api, "mine", "Validated")
             assert found["id"] == canonical_id(OWN)
             assert found["kernelsSummary"] == "1/1"
