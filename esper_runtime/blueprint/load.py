@@ -7,21 +7,36 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from esper_runtime.blueprint.checks import validate
-from esper_runtime.contracts import Blueprint, BlueprintError, Node, read_document
+from esper_runtime.contracts import API_VERSION, Blueprint, BlueprintError, Node, read_document
 
 
 def load_blueprint(path: str | Path) -> Blueprint:
-    """Read and validate a blueprint from a YAML or JSON file.
+    """Read and validate a blueprint from a YAML or JSON file: its graph, or a resource of the kind Blueprint.
 
     Raises:
         InputError: the file cannot be read, or is neither YAML nor JSON.
         BlueprintError: it is not a valid blueprint; the text names the node and the rule.
     """
     try:
-        return parse_blueprint(read_document(path))
+        return parse_blueprint(_graph_of(read_document(path)))
     except BlueprintError as error:
         error.args = (f"{path}: {error}",)
         raise
+
+
+def _graph_of(data: object) -> object:
+    """The graph in a resource, as ``kubectl apply`` takes it; other data as they are."""
+    if not isinstance(data, dict) or "apiVersion" not in data:
+        return data
+    version, kind, spec = (data.get(key) for key in ("apiVersion", "kind", "spec"))
+    if (version, kind) != (API_VERSION, "Blueprint"):
+        raise BlueprintError(
+            "schema",
+            f"the file is a {kind} of {version}; a Blueprint of {API_VERSION}, or its graph, is wanted",
+        )
+    if not isinstance(spec, dict) or "graph" not in spec:
+        raise BlueprintError("schema", "spec.graph is missing: the nodes and the output of the blueprint")
+    return spec["graph"]
 
 
 def parse_blueprint(data: object) -> Blueprint:

@@ -196,12 +196,15 @@ def show(name: str, output: str) -> None:
 @blueprint.command(
     epilog="""\b
 Examples:
-  esper blueprint validate my-blueprint.yaml
+  esper blueprint validate examples/blueprints/gated.yaml
   esper blueprint validate blueprints/*.yaml"""
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 def validate(files: tuple[Path, ...]) -> None:
-    """Check blueprint FILEs: schema, types, shapes, cost, zero tail. Exit code 2 if one is refused."""
+    """Check blueprint FILEs: schema, types, shapes, cost, zero tail. Exit code 2 if one is refused.
+
+    A FILE is the graph alone, or a resource of the kind Blueprint, as kubectl applies it.
+    """
     refused = []
     for path in files:
         try:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from esper_runtime.blueprint import catalogue, cost, load_blueprint, misfit, parse_blueprint
 from esper_runtime.blueprint.widths import Width
@@ -13,6 +14,7 @@ from tests.blueprint.broken import plain
 from tests.blueprint.graphs import KINDS, fitting_slots, residual_slot, span_slot
 
 ENTRIES = catalogue()
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "blueprints" / "gated.yaml"
 
 
 def test_every_entry_fits_its_own_slots_and_none_of_another_kind() -> None:
@@ -155,6 +157,26 @@ def test_files_that_are_no_blueprint_are_refused_with_their_path(tmp_path: Path,
         load_blueprint(path)
     with pytest.raises(InputError, match="missing"):
         load_blueprint(tmp_path / "missing.yaml")
+
+
+def test_a_resource_holds_the_graph() -> None:
+    assert load_blueprint(EXAMPLE) == parse_blueprint(yaml.safe_load(EXAMPLE.read_text())["spec"]["graph"])
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "said"),
+    [
+        ("kind: Blueprint", "kind: MorphogeneticRun", "a MorphogeneticRun of esper.dev/v1alpha1"),
+        ("v1alpha1", "v2", "a Blueprint of esper.dev/v2; a Blueprint of esper.dev/v1alpha1, or its graph"),
+        ("  graph:", "  drawing:", "spec.graph is missing"),
+        ("op: tanh", "op: tan", "'curve'.*operator"),
+    ],
+)
+def test_a_resource_that_holds_none_is_refused(tmp_path: Path, given: str, wanted: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(EXAMPLE.read_text().replace(given, wanted))
+    with pytest.raises(BlueprintError, match=rf"bad\.yaml.*{said}"):
+        load_blueprint(path)
 
 
 def test_an_invalid_blueprint_in_a_file_is_refused_with_its_path_node_and_rule(tmp_path: Path) -> None:

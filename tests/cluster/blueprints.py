@@ -1,34 +1,15 @@
 """Blueprints that a person applies, and what the cluster says of them."""
 
 import copy
+from pathlib import Path
+
+import yaml
 
 from tests.cluster.cluster import RUNS, Cluster, Object
 
-GATED: Object = {
-    "apiVersion": "esper.dev/v1alpha1",
-    "kind": "Blueprint",
-    "metadata": {"name": "gated", "namespace": RUNS},
-    "spec": {
-        "graph": {
-            "name": "gated",
-            "interface": "features",
-            "nodes": [
-                {"id": "value", "op": "linear", "inputs": ["input"], "attributes": {"width": "Cin/2"}},
-                {"id": "curve", "op": "tanh", "inputs": ["value"]},
-                {"id": "gate", "op": "linear", "inputs": ["input"], "attributes": {"width": "Cin/2"}},
-                {"id": "opened", "op": "sigmoid", "inputs": ["gate"]},
-                {"id": "product", "op": "multiply", "inputs": ["curve", "opened"]},
-                {
-                    "id": "tail",
-                    "op": "linear",
-                    "inputs": ["product"],
-                    "attributes": {"width": "Cout", "bias": False},
-                },
-            ],
-            "output": "tail",
-        }
-    },
-}
+_EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "blueprints" / "gated.yaml"
+GATED: Object = yaml.safe_load(_EXAMPLE.read_text())
+GATED["metadata"]["namespace"] = RUNS
 """A gated layer that is not in the catalogue, and that fits no slot of the runs of these tests."""
 
 
