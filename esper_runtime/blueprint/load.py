@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from esper_runtime.blueprint.checks import validate
 from esper_runtime.contracts import API_VERSION, Blueprint, BlueprintError, Node, read_document
+from esper_runtime.contracts.resources import BlueprintSpec
 
 
 def load_blueprint(path: str | Path) -> Blueprint:
@@ -25,7 +26,10 @@ def load_blueprint(path: str | Path) -> Blueprint:
 
 
 def _graph_of(data: object) -> object:
-    """The graph in a resource, as ``kubectl apply`` takes it; other data as they are."""
+    """The graph in a resource, as ``kubectl apply`` takes it; other data as they are.
+
+    Its ``spec.pipelines`` is for clusters: here `esper forge prepare` says how kernels are made.
+    """
     if not isinstance(data, dict) or "apiVersion" not in data:
         return data
     version, kind, spec = (data.get(key) for key in ("apiVersion", "kind", "spec"))
@@ -36,6 +40,9 @@ def _graph_of(data: object) -> object:
         )
     if not isinstance(spec, dict) or "graph" not in spec:
         raise BlueprintError("schema", "spec.graph is missing: the nodes and the output of the blueprint")
+    for name in spec.keys() - BlueprintSpec.model_fields.keys():
+        known = ", ".join(BlueprintSpec.model_fields)
+        raise BlueprintError("schema", f"spec.{name} is not a field of a Blueprint; known: {known}")
     return spec["graph"]
 
 

@@ -203,7 +203,8 @@ Examples:
 def validate(files: tuple[Path, ...]) -> None:
     """Check blueprint FILEs: schema, types, shapes, cost, zero tail. Exit code 2 if one is refused.
 
-    A FILE is the graph alone, or a resource of the kind Blueprint, as kubectl applies it.
+    A FILE is the graph alone, or a resource of the kind Blueprint, as kubectl applies it (its
+    spec.pipelines counts on a cluster only).
     """
     refused = []
     for path in files:

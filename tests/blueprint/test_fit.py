@@ -169,6 +169,7 @@ def test_a_resource_holds_the_graph() -> None:
         ("kind: Blueprint", "kind: MorphogeneticRun", "a MorphogeneticRun of esper.dev/v1alpha1"),
         ("v1alpha1", "v2", "a Blueprint of esper.dev/v2; a Blueprint of esper.dev/v1alpha1, or its graph"),
         ("  graph:", "  drawing:", "spec.graph is missing"),
+        ("  graph:", "  pipeline: fast\n  graph:", "spec.pipeline is not a field .*known: graph, pipelines"),
         ("op: tanh", "op: tan", "'curve'.*operator"),
     ],
 )
